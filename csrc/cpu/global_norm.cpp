@@ -1,0 +1,107 @@
+// The norm of a list of tensors, and the scaling of gradients to a norm, for CPU tensors.
+#include "cpu/norm_launch.h"
+#include "cpu/step_args.h"
+#include "cpu/step_launch.h"
+#include "cpu/step_ops.h"
+
+namespace ft {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr const char* kNorm = "global_norm";
+constexpr const char* kScale = "clip_scale_";
+
+// A list of tensors as runs of memory: dense ones as they are, others as contiguous copies.
+struct Runs {
+  std::vector<Run> runs;
+  std::vector<Tensor> dense;
+  std::vector<bool> copied;
+  Chunker chunker;
+  ChunkList work;
+
+  Runs(const char* op, const char* name, const TensorList& tensors) {
+    for (size_t i = 0; i < tensors.size(); ++i) check_item(op, name, int64_t(i), tensors[i]);
+    runs.reserve(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const bool copy = layout_of(tensors[i]) != Layout::kDense;
+      dense.push_back(copy ? torch::stable::contiguous(tensors[i]) : tensors[i]);
+      copied.push_back(copy);
+      runs.push_back({dense.back().const_data_ptr(), check_tensor(op, name, dense.back())});
+      chunker.add(int64_t(i), dense.back().numel());
+    }
+    work = chunker.finish();
+  }
+};
+
+Tensor new_scalar(double value, ScalarType dtype) {
+  Tensor x = torch::stable::empty({}, dtype);
+  if (dtype == ScalarType::Double) {
+    *x.mutable_data_ptr<double>() = value;
+  } else {
+    *x.mutable_data_ptr<float>() = float(value);
+  }
+  return x;
+}
+
+template <class C>
+void scale_chunk(const Run& run, const Chunk& chunk, double coef) {
+  const StepKernels<C>& kernels = step_kernels<C>();
+  char* x = static_cast<char*>(const_cast<void*>(run.x)) + chunk.begin * size_of(run.dtype);
+  if (size_of(run.dtype) == int64_t(sizeof(C))) {
+    kernels.scale(reinterpret_cast<C*>(x), C(coef), reinterpret_cast<C*>(x), chunk.size);
+    return;
+  }
+  alignas(64) C buffer[kBufferSize];
+  for (int64_t i = 0; i < chunk.size; i += kBufferSize) {
+    const int64_t n = std::min(kBufferSize, chunk.size - i);
+    char* block = x + i * size_of(run.dtype);
+    kernels.load[int(run.dtype)](block, buffer, n);
+    kernels.scale(buffer, C(coef), buffer, n);
+    kernels.store[int(run.dtype)](buffer, block, n);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type) {
+  require(norm_type > 0, kNorm, "norm_type is ", norm_type, "; it must be > 0, or inf");
+  const Runs list(kNorm, "tensors", tensors);
+  const Norm norm = norm_of(list.work, norm_type, [&](int64_t row) { return list.runs[size_t(row)]; });
+  ScalarType dtype = ScalarType::Float;
+  for (const Run& run : list.runs) dtype = run.dtype == DType::kDouble ? ScalarType::Double : dtype;
+  return {new_scalar(norm.value, dtype), new_scalar(norm.nonfinite ? 1 : 0, ScalarType::Float)};
+}
+
+void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {
+  require(max_norm >= 0, kScale, "max_norm is ", max_norm, "; it must be >= 0");
+  const ScalarRef total = check_scalar(kScale, "norm", norm);
+  Written written;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const DType dtype = check_item(kScale, "grads", int64_t(i), grads[i]);
+    const Layout layout = layout_of(grads[i]);
+    require(layout != Layout::kOverlap, kScale, "grads[", i,
+            "] has elements that share memory, as after expand(); pass "
+            "a clone");
+    if (layout == Layout::kDense) {
+      written.add("grads", int64_t(i), grads[i].const_data_ptr(), grads[i].numel() * size_of(dtype));
+    }
+  }
+  written.check(kScale);
+  const double coef = clip_coefficient(read(total), max_norm);
+  if (coef >= 1) return;
+  const Runs list(kScale, "grads", grads);
+  for_tasks(list.work, int64_t{1} << 16, true, [&](int64_t task) {
+    for (int64_t i = list.work.tasks[task]; i < list.work.tasks[task + 1]; ++i) {
+      const Chunk& chunk = list.work.chunks[i];
+      const Run& run = list.runs[size_t(chunk.row)];
+      run.dtype == DType::kDouble ? scale_chunk<double>(run, chunk, coef) : scale_chunk<float>(run, chunk, coef);
+    }
+  });
+  for (size_t i = 0; i < grads.size(); ++i) {
+    Tensor target = grads[i];
+    if (list.copied[i]) torch::stable::copy_(target, list.dense[i]);
+  }
+}
+
+}  // namespace ft

@@ -1,0 +1,307 @@
+#include "plan/table.h"
+
+#include <algorithm>
+
+namespace ft {
+namespace {
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+PyObject* item(PyObject* dict, const py::object& key) {
+  PyObject* const value = PyDict_GetItemWithError(dict, key.ptr());
+  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+py::object gradient(PyObject* p, const py::str& name) {
+  PyObject* const grad = PyObject_GetAttr(p, name.ptr());
+  if (grad == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(grad);
+}
+
+py::str interned(const char* text) {
+  PyObject* const s = PyUnicode_InternFromString(text);
+  if (s == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::str>(s);
+}
+
+CounterType counter_type(const DLTensor& x) {
+  if (x.ndim == 0 && x.dtype.lanes == 1) {
+    if (x.dtype.code == kDLFloat && x.dtype.bits == 32) return CounterType::kFloat32;
+    if (x.dtype.code == kDLFloat && x.dtype.bits == 64) return CounterType::kFloat64;
+    if (x.dtype.code == kDLInt && x.dtype.bits == 64) return CounterType::kInt64;
+  }
+  refuse("a step count that is no 0-dim float32, float64 or int64");
+}
+
+DType float_type_or_refuse(const DLTensor& x, const char* what) {
+  const std::optional<DType> type = float_type(x.dtype);
+  if (!type) refuse(std::string("a ") + what + " of another type than float32, float64, float16 and bfloat16");
+  return *type;
+}
+
+}  // namespace
+
+StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
+                     const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
+                     const py::list& steps)
+    : reader_(tensor_type),
+      parameter_type_(parameter_type),
+      groups_(groups),
+      state_(state),
+      grad_name_(interned("grad")),
+      params_name_(interned("params")),
+      step_name_(interned("step")) {
+  if (keys.size() > size_t(kMaxStates) || rows.size() != groups.size()) refuse("more states or groups than expected");
+  for (const py::handle key : keys) keys_.push_back(interned(key.cast<std::string>().c_str()));
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const py::object group = groups[i];
+    PyObject* const params = PyDict_Check(group.ptr()) ? item(group.ptr(), params_name_) : nullptr;
+    if (params == nullptr || !PyList_Check(params)) refuse("a group without a list of parameters");
+    const size_t begin = params_.size();
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(params); ++k) {
+      PyObject* const p = keep(PyList_GET_ITEM(params, k));
+      if (!reader_.is_plain(p) && reinterpret_cast<PyObject*>(Py_TYPE(p)) != parameter_type_.ptr()) {
+        refuse("a parameter of another class than torch.Tensor and torch.nn.Parameter");
+      }
+      const py::object grad = gradient(p, grad_name_);
+      params_.push_back({p, grad.is_none() ? -1 : int64_t(rows_.size())});
+      if (grad.is_none()) continue;
+      if (rows_.size() >= entries.size() || rows_.size() >= steps.size()) refuse("fewer states than gradients");
+      const py::object entry = entries[rows_.size()], step = steps[rows_.size()];
+      add_row(p, grad.ptr(), entry.ptr(), step.ptr(), rows[i]);
+    }
+    watched_groups_.push_back({keep(group.ptr()), begin, params_.size()});
+  }
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(state.ptr(), &at, &key, &value);) items_.emplace_back(keep(key), keep(value));
+  check_overlap();
+  grads_.reserve(rows_.size());
+  work_ = chunker_.finish();
+}
+
+PyObject* StepTable::keep(PyObject* x) {
+  kept_.push_back(py::reinterpret_borrow<py::object>(x));
+  return x;
+}
+
+StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) {
+  if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory on the CPU");
+  const Known known = {x, data_of(seen), seen.dtype, seen.ndim, dims_.size()};
+  dims_.insert(dims_.end(), seen.shape, seen.shape + seen.ndim);
+  dims_.insert(dims_.end(), seen.strides, seen.strides + seen.ndim);
+  return known;
+}
+
+void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group) {
+  StepRow row = {};
+  DLTensor param, seen;
+  known_.push_back(know(p, param, "parameter"));
+  row.p = data_of(param);
+  row.p_dtype = float_type_or_refuse(param, "parameter");
+  row.numel = numel_of(param);
+  row.group = int32_t(group);
+  if (!is_dense(param)) refuse("a parameter that is not dense");
+  const auto check_memory = [](const void* data, int64_t numel, const char* what) {
+    if (numel > 0 && data == nullptr) refuse(std::string("a ") + what + " without memory");
+  };
+  check_memory(row.p, row.numel, "parameter");
+
+  if (!reader_.is_plain(grad)) refuse("a gradient of another class than torch.Tensor");
+  known_grads_.push_back(know(grad, seen, "gradient"));
+  known_grads_.back().object = nullptr;  // may be another object each time
+  row.g_dtype = float_type_or_refuse(seen, "gradient");
+  if (!same_layout(seen, param)) refuse("a gradient whose layout is not that of its parameter");
+
+  if (!keys_.empty() && !PyDict_Check(entry)) refuse("a state that is no dict");
+  for (size_t k = 0; k < keys_.size(); ++k) {
+    PyObject* const x = item(entry, keys_[k]);
+    if (x == nullptr || !reader_.is_plain(x)) refuse("a state that is missing or of another class than torch.Tensor");
+    known_.push_back(know(keep(x), seen, "state"));
+    row.state_dtype[k] = float_type_or_refuse(seen, "state");
+    row.state[k] = data_of(seen);
+    if (!same_layout(seen, param)) refuse("a state whose layout is not that of its parameter");
+    check_memory(row.state[k], row.numel, "state");
+  }
+  if (!reader_.is_plain(step)) refuse("a step count of another class than torch.Tensor");
+  known_.push_back(know(keep(step), seen, "step count"));
+  row.step_type = counter_type(seen);
+  row.step = data_of(seen);
+  check_memory(row.step, 1, "step count");
+  entries_.push_back(PyDict_Check(entry) ? keep(entry) : nullptr);
+  // Some optimizers keep their counts elsewhere.
+  step_in_entry_.push_back(entries_.back() != nullptr && item(entry, step_name_) == step);
+  chunker_.add(int64_t(rows_.size()), row.numel);
+  rows_.push_back(row);
+}
+
+void StepTable::check_overlap() const {
+  std::vector<std::pair<uintptr_t, uintptr_t>> pieces;
+  const auto add = [&](const void* begin, int64_t bytes) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
+    if (bytes > 0) pieces.emplace_back(address, address + uintptr_t(bytes));
+  };
+  for (size_t i = 0; i < known_.size(); ++i) {
+    const StepRow& row = rows_[i / (keys_.size() + 2)];
+    const bool is_step = i % (keys_.size() + 2) == keys_.size() + 1;
+    add(known_[i].data, (is_step ? 1 : row.numel) * (known_[i].dtype.bits / 8));
+  }
+  std::sort(pieces.begin(), pieces.end());
+  for (size_t i = 1; i < pieces.size(); ++i) {
+    if (pieces[i - 1].second > pieces[i].first) refuse("parameters, states or step counts that share memory");
+  }
+}
+
+bool StepTable::unchanged(const Known& known, bool same_memory, void*& data) const {
+  DLTensor x;
+  if (!reader_.read(known.object, x)) return false;
+  data = data_of(x);
+  const size_t bytes = size_t(known.ndim) * sizeof(int64_t);
+  return (!same_memory || data == known.data) && same_type(x.dtype, known.dtype) && x.ndim == known.ndim &&
+         (bytes == 0 || (std::memcmp(x.shape, &dims_[known.dims], bytes) == 0 &&
+                         std::memcmp(x.strides, &dims_[known.dims + size_t(known.ndim)], bytes) == 0));
+}
+
+bool StepTable::groups_unchanged(PyObject* groups) {
+  if (groups != groups_.ptr() || PyList_GET_SIZE(groups) != Py_ssize_t(watched_groups_.size())) return false;
+  for (size_t i = 0; i < watched_groups_.size(); ++i) {
+    const Group& group = watched_groups_[i];
+    if (PyList_GET_ITEM(groups, Py_ssize_t(i)) != group.group) return false;
+    PyObject* const params = item(group.group, params_name_);
+    if (params == nullptr || !PyList_Check(params) || PyList_GET_SIZE(params) != Py_ssize_t(group.end - group.begin)) {
+      return false;
+    }
+    for (size_t k = group.begin; k < group.end; ++k) {
+      if (PyList_GET_ITEM(params, Py_ssize_t(k - group.begin)) != params_[k].object) return false;
+    }
+  }
+  return true;
+}
+
+bool StepTable::states_unchanged(PyObject* state) const {
+  if (state != state_.ptr()) return false;
+  // In order, because finding a tensor in a dict would call the slow Tensor.__hash__.
+  PyObject *key, *value;
+  Py_ssize_t at = 0;
+  for (const auto& [known_key, known_value] : items_) {
+    if (!PyDict_Next(state, &at, &key, &value) || key != known_key || value != known_value) return false;
+  }
+  if (PyDict_Next(state, &at, &key, &value)) return false;
+  const Known* known = known_.data();
+  void* data;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (!unchanged(*known++, true, data)) return false;
+    for (const py::object& name : keys_) {
+      if (item(entries_[i], name) != known->object || !unchanged(*known++, true, data)) return false;
+    }
+    if (step_in_entry_[i] && item(entries_[i], step_name_) != known->object) return false;
+    if (!unchanged(*known++, true, data)) return false;
+  }
+  return true;
+}
+
+bool StepTable::take_gradients() {
+  for (const Param& param : params_) {
+    py::object grad = gradient(param.object, grad_name_);
+    if (grad.is_none() != (param.row < 0)) return false;
+    if (param.row < 0) continue;
+    if (!reader_.is_plain(grad.ptr())) return false;
+    Known known = known_grads_[size_t(param.row)];
+    known.object = grad.ptr();
+    void* data = nullptr;
+    if (!unchanged(known, false, data)) return false;
+    StepRow& row = rows_[size_t(param.row)];
+    if (data == nullptr && row.numel > 0) return false;
+    row.g = data;
+    grads_.push_back(grad.release().ptr());
+  }
+  return true;
+}
+
+void StepTable::drop_gradients() {
+  ready_ = false;
+  std::vector<PyObject*> grads;
+  grads.swap(grads_);  // a destructor may call back
+  for (PyObject* const grad : grads) Py_DECREF(grad);
+  grads.clear();
+  if (grads_.empty()) grads_.swap(grads);
+}
+
+bool StepTable::refresh(const py::object& groups, const py::object& state) {
+  drop_gradients();
+  ready_ = groups_unchanged(groups.ptr()) && states_unchanged(state.ptr()) && take_gradients();
+  const bool valid = ready_;
+  if (!valid) drop_gradients();
+  return valid;
+}
+
+ScalarRef StepTable::scalar(const py::object& x, const char* what) const {
+  if (x.is_none()) return {};
+  DLTensor seen;
+  std::optional<DType> type;
+  if (reader_.is_plain(x.ptr()) && reader_.read(x.ptr(), seen)) type = float_type(seen.dtype);
+  if (!type || numel_of(seen) != 1) {
+    throw std::invalid_argument(std::string("StepTable.step: ") + what +
+                                " must be one element of a floating type on the CPU");
+  }
+  return {data_of(seen), *type};
+}
+
+void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type,
+                     const py::object& inv_scale, const py::object& found_inf, double max_norm, bool skip_nonfinite,
+                     const py::object& grad_norm, const py::object& clip_coef, const py::object& nonfinite,
+                     const py::object& skipped_steps) {
+  if (!ready_)
+    throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
+  StepCall call = {};
+  DLTensor table;
+  int32_t groups = 0;
+  for (const StepRow& row : rows_) groups = std::max(groups, row.group + 1);
+  if (!reader_.is_plain(hyper.ptr()) || !reader_.read(hyper.ptr(), table) ||
+      float_type(table.dtype) != DType::kDouble || table.ndim != 2 || !is_dense(table) || table.shape[0] < groups ||
+      (table.shape[0] > 1 && table.strides[0] != table.shape[1])) {
+    throw std::invalid_argument("StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU");
+  }
+  call.hyper = static_cast<const double*>(data_of(table));
+  call.hyper_columns = table.shape[1];
+  call.rows = rows_.data();
+  call.row_count = int64_t(rows_.size());
+  call.work = work_;
+  call.rule = rule;
+  call.norm_type = norm_type;
+  call.max_norm = max_norm;
+  call.skip_nonfinite = skip_nonfinite;
+  call.inv_scale = scalar(inv_scale, "inv_scale");
+  call.found_inf = scalar(found_inf, "found_inf");
+  call.grad_norm = scalar(grad_norm, "grad_norm");
+  call.clip_coef = scalar(clip_coef, "clip_coef");
+  call.nonfinite_out = scalar(nonfinite, "nonfinite");
+  if (!skipped_steps.is_none()) {
+    DLTensor seen;
+    if (!reader_.is_plain(skipped_steps.ptr()) || !reader_.read(skipped_steps.ptr(), seen) ||
+        seen.dtype.code != kDLInt || seen.dtype.bits != 64 || numel_of(seen) != 1) {
+      throw std::invalid_argument("StepTable.step: skipped_steps must be one int64 on the CPU");
+    }
+    call.skipped_steps = static_cast<int64_t*>(data_of(seen));
+  }
+  char message[512] = "";
+  int failed;
+  {
+    py::gil_scoped_release release;
+    failed = reinterpret_cast<LaunchStep>(launch)(&call, message, sizeof message);
+  }
+  drop_gradients();
+  if (failed != 0) throw std::runtime_error(message);
+}
+
+bool StepTable::has_double_gradient() const {
+  return std::any_of(rows_.begin(), rows_.end(), [](const StepRow& row) { return row.g_dtype == DType::kDouble; });
+}
+
+py::list StepTable::written() const {
+  py::list tensors;
+  for (const Known& known : known_) tensors.append(py::reinterpret_borrow<py::object>(known.object));
+  return tensors;
+}
+
+}  // namespace ft

@@ -1,0 +1,94 @@
+// The table of a step that is repeated: built once from an optimizer's parameters and states, checked before every use.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "plan/step_table.h"
+#include "plan/tensors.h"
+
+namespace ft {
+
+// What the library of operators runs a step with.
+using LaunchStep = int (*)(const StepCall* call, char* message, int64_t capacity);
+
+class StepTable {
+ public:
+  // groups: the optimizer's param_groups; rows: the row of hyperparameters of each. state: the optimizer's state. For
+  // each parameter with a gradient, in order: its entry in `state` (None if it has none), which has the states under
+  // `keys`, and its count of steps. Throws std::invalid_argument if any of it is not what a table can hold: plain dense
+  // CPU tensors of floating types.
+  StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
+            const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
+            const py::list& steps);
+  ~StepTable() { drop_gradients(); }
+  StepTable(const StepTable&) = delete;
+  StepTable& operator=(const StepTable&) = delete;
+
+  // Reads everything anew and takes the gradients. False if anything but the gradients' memory differs from what the
+  // table was built from; it must be built anew then.
+  bool refresh(const py::object& groups, const py::object& state);
+
+  // One step, after a refresh() that returned true; lets the gradients go.
+  void step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
+            const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& grad_norm,
+            const py::object& clip_coef, const py::object& nonfinite, const py::object& skipped_steps);
+
+  bool has_double_gradient() const;
+  size_t size() const { return rows_.size(); }
+  // Parameters, states and steps: whatever a step writes.
+  py::list written() const;
+
+ private:
+  // A tensor as it was when the table was built.
+  struct Known {
+    PyObject* object;
+    void* data;
+    DLDataType dtype;
+    int32_t ndim;
+    size_t dims;  // where its shape, and then its strides, are in dims_
+  };
+  struct Group {
+    PyObject* group;
+    size_t begin, end;  // of its parameters in params_
+  };
+  struct Param {
+    PyObject* object;
+    int64_t row;  // -1 if it has no gradient
+  };
+
+  void add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group);
+  Known know(PyObject* x, DLTensor& seen, const char* what);
+  bool unchanged(const Known& known, bool same_memory, void*& data) const;
+  bool groups_unchanged(PyObject* groups);
+  bool states_unchanged(PyObject* state) const;
+  bool take_gradients();
+  void drop_gradients();
+  void check_overlap() const;
+  ScalarRef scalar(const py::object& x, const char* what) const;
+  PyObject* keep(PyObject* x);
+
+  TensorReader reader_;
+  py::object parameter_type_, groups_, state_;
+  std::vector<py::object> keys_;
+  py::str grad_name_, params_name_, step_name_;
+  std::vector<py::object> kept_;  // so that no address is used again while the table compares addresses
+
+  std::vector<Group> watched_groups_;
+  std::vector<Param> params_;
+  std::vector<std::pair<PyObject*, PyObject*>> items_;  // of the optimizer's state, in order
+  std::vector<PyObject*> entries_;                      // of each row in it
+  std::vector<bool> step_in_entry_;
+  std::vector<Known> known_;  // of each row: p, the states, step
+  std::vector<Known> known_grads_;
+  std::vector<int64_t> dims_;
+  std::vector<PyObject*> grads_;  // owned between refresh() and step()
+  bool ready_ = false;
+
+  std::vector<StepRow> rows_;
+  Chunker chunker_;
+  ChunkList work_;
+};
+
+}  // namespace ft

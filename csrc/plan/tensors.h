@@ -1,0 +1,98 @@
+// Tensors of Python seen from C++ without torch's C++: through the C functions that torch offers for DLPack.
+#pragma once
+#include <ATen/dlpack.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "plan/dtype.h"
+
+namespace ft {
+
+namespace py = pybind11;
+
+// Reads the memory, shape and type of plain tensors. Of a subclass it knows nothing: that may keep its data elsewhere.
+class TensorReader {
+ public:
+  // tensor_type is torch.Tensor. Throws std::invalid_argument if this torch does not offer the functions.
+  explicit TensorReader(const py::object& tensor_type) : type_(tensor_type) {
+    if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) {
+      throw std::invalid_argument("this torch has no torch.Tensor.__dlpack_c_exchange_api__");
+    }
+    capsule_ = tensor_type.attr("__dlpack_c_exchange_api__");
+    void* const pointer = PyCapsule_GetPointer(capsule_.ptr(), "dlpack_exchange_api");
+    if (pointer == nullptr) throw py::error_already_set();
+    const DLPackExchangeAPI* api = static_cast<const DLPackExchangeAPI*>(pointer);
+    if (api->header.version.major != DLPACK_MAJOR_VERSION || api->dltensor_from_py_object_no_sync == nullptr) {
+      throw std::invalid_argument("this torch has another version of DLPack");
+    }
+    read_ = api->dltensor_from_py_object_no_sync;
+  }
+
+  bool is_plain(PyObject* x) const { return reinterpret_cast<PyObject*>(Py_TYPE(x)) == type_.ptr(); }
+
+  // False if the tensor cannot be described (it is sparse, say). What is described is borrowed from the tensor.
+  bool read(PyObject* x, DLTensor& to) const {
+    if (read_(x, &to) == 0) return to.device.device_type == kDLCPU;
+    PyErr_Clear();  // whoever asks has another way to handle such a tensor, and says what is wrong if not
+    return false;
+  }
+
+ private:
+  py::object type_, capsule_;
+  DLPackDLTensorFromPyObjectNoSync read_ = nullptr;
+};
+
+inline void* data_of(const DLTensor& x) { return static_cast<char*>(x.data) + x.byte_offset; }
+
+inline int64_t numel_of(const DLTensor& x) {
+  int64_t n = 1;
+  for (int32_t d = 0; d < x.ndim; ++d) n *= x.shape[d];
+  return n;
+}
+
+inline std::optional<DType> float_type(const DLDataType& t) {
+  if (t.lanes != 1) return std::nullopt;
+  if (t.code == kDLFloat && t.bits == 32) return DType::kFloat;
+  if (t.code == kDLFloat && t.bits == 64) return DType::kDouble;
+  if (t.code == kDLFloat && t.bits == 16) return DType::kHalf;
+  if (t.code == kDLBfloat && t.bits == 16) return DType::kBFloat16;
+  return std::nullopt;
+}
+
+inline bool same_type(const DLDataType& a, const DLDataType& b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+// Whether two tensors have the same shape and their elements in the same order of memory.
+inline bool same_layout(const DLTensor& a, const DLTensor& b) {
+  const size_t bytes = size_t(a.ndim) * sizeof(int64_t);
+  if (a.ndim != b.ndim || (bytes > 0 && std::memcmp(a.shape, b.shape, bytes) != 0)) return false;
+  if (bytes == 0 || std::memcmp(a.strides, b.strides, bytes) == 0 || numel_of(a) < 2) return true;
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] != 1 && a.strides[d] != b.strides[d]) return false;
+  }
+  return true;
+}
+
+// Whether the elements fill one block of memory, in any order of dimensions.
+inline bool is_dense(const DLTensor& x) {
+  if (numel_of(x) < 2) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int32_t d = 0; d < x.ndim; ++d) {
+    if (x.shape[d] > 1) dims.emplace_back(x.strides[d], x.shape[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t extent = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != extent) return false;
+    extent *= size;
+  }
+  return true;
+}
+
+}  // namespace ft

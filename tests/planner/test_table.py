@@ -1,0 +1,297 @@
+"""The table of a repeated step: equal to the step by lists in every bit, and aware of everything that may change."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fusedtrain as ft
+from fusedtrain import dispatch
+from fusedtrain.optim import planned
+
+pytest.importorskip("fusedtrain._plan")
+if dispatch.load("cpu").why_not:
+    pytest.skip(str(dispatch.load("cpu").why_not), allow_module_level=True)
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "SGD": lambda p, **kw: ft.optim.SGD(p, lr=0.1, **kw),
+    "momentum": lambda p, **kw: ft.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, **kw),
+    "Adam": lambda p, **kw: ft.optim.Adam(p, lr=0.01, weight_decay=0.1, **kw),
+    "AdamW": lambda p, **kw: ft.optim.AdamW(p, lr=0.01, amsgrad=True, **kw),
+    "Lion": lambda p, **kw: ft.optim.Lion(p, lr=0.01, **kw),
+}
+SHAPES = [(3, 5), (0,), (), (700, 60), (1, 4, 1)]
+
+
+def parameters(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def give_gradients(params: list[torch.nn.Parameter], seed: int, without: tuple[int, ...] = ()) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(params):
+        g = torch.randn(p.shape, generator=generator).to(p.dtype)
+        p.grad = None if i in without else g
+
+
+def has_table(opt: Any) -> bool:
+    return opt._planner is not None and opt._planner.table is not None
+
+
+def everything(opt: Any) -> list[Tensor]:
+    values = [p.detach() for g in opt.param_groups for p in g["params"]]
+    values += [s[k] for s in opt.state.values() for k in sorted(s) if isinstance(s[k], Tensor)]
+    return [*values, *(x for x in (opt.grad_norm, opt.clip_coef, opt.skipped_steps) if x is not None)]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    ours, theirs = everything(a), everything(b)
+    assert len(ours) == len(theirs)
+    for x, y in zip(ours, theirs, strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x.nan_to_num(nan=7.25), y.nan_to_num(nan=7.25))
+
+
+class Pair:
+    """Two equal optimizers, one of which never has a table."""
+
+    def __init__(self, make: Callable[..., Any], dtype: torch.dtype = torch.float32, **settings: Any) -> None:
+        self.params, self.others = parameters(dtype), parameters(dtype)
+        self.opt, self.plain = make(self.params, **settings), make(self.others, **settings)
+        self.tables_used = 0
+
+    def step(self, seed: int, without: tuple[int, ...] = ()) -> None:
+        give_gradients(self.params, seed, without)
+        give_gradients(self.others, seed, without)
+        self.step_as_is()
+
+    def step_as_is(self) -> None:
+        before = self.opt._planner and self.opt._planner.table
+        self.opt.step()
+        self.tables_used += before is not None and self.opt._planner.table is before
+        self.plain._planner = planned.Planner()
+        self.plain._planner.wait = 1  # so none is built
+        self.plain.step()
+        assert not has_table(self.plain)
+        assert_same(self.opt, self.plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_equals_the_step_by_lists(name: str, dtype: torch.dtype) -> None:
+    pair = Pair(OPTIMIZERS[name], dtype, max_norm=1.0, clip_value=0.05, l1=0.01)
+    for seed in range(4):
+        pair.step(seed)
+    assert pair.tables_used == 3
+
+
+@pytest.mark.parametrize("settings_", [{}, {"max_norm": 0.5, "norm_type": 1.0}, {"nonfinite": "skip"}], ids=str)
+def test_settings(settings_: dict[str, Any]) -> None:
+    pair = Pair(OPTIMIZERS["AdamW"], **settings_)
+    for seed in range(3):
+        pair.step(seed)
+    assert pair.tables_used == 2
+
+
+def test_a_skipped_step_changes_nothing() -> None:
+    pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0, nonfinite="skip")
+    pair.step(0)
+    pair.step(1)
+    states = [x.clone() for x in everything(pair.opt)[:-3]]
+    for params in (pair.params, pair.others):
+        give_gradients(params, 2)
+        assert params[3].grad is not None
+        params[3].grad[-1, -1] = float("nan")
+    pair.step_as_is()
+    assert pair.tables_used == 2
+    assert int(pair.opt.skipped_steps) == 1
+    assert all(torch.equal(x, y) for x, y in zip(states, everything(pair.opt)[:-3], strict=True))
+
+
+def test_raise_is_remembered() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params, nonfinite="raise")
+    for seed in range(2):
+        give_gradients(params, seed)
+        opt.step()
+    assert has_table(opt)
+    params[0].grad = torch.full((3, 5), float("inf"))
+    opt.step()
+    with pytest.raises(FloatingPointError, match="step 3"):
+        opt.step()
+
+
+def test_loss_scale_and_found_inf() -> None:
+    pair = Pair(OPTIMIZERS["Adam"], max_norm=1.0)
+    for seed, found in ((0, 0.0), (1, 0.0), (2, 1.0), (3, 0.0)):
+        for opt in (pair.opt, pair.plain):
+            opt.grad_scale, opt.found_inf = torch.tensor(1024.0), torch.tensor(found)
+        pair.step(seed)
+    assert pair.tables_used == 3
+    assert int(pair.opt.skipped_steps) == 1
+
+
+def test_several_groups() -> None:
+    def make(params: list[torch.nn.Parameter], **kw: Any) -> Any:
+        groups = [{"params": [p], "lr": 0.01 * i, "weight_decay": 0.1 / (i + 1)} for i, p in enumerate(params)]
+        return ft.optim.AdamW(groups, **kw)
+
+    pair = Pair(make, max_norm=1.0)
+    for seed in range(3):
+        pair.step(seed)
+        for opt in (pair.opt, pair.plain):
+            for group in opt.param_groups:
+                group["lr"] *= 0.5
+    assert pair.tables_used == 2
+
+
+# What may change from step to step
+
+
+def test_A17_gradients_freed_and_reallocated() -> None:
+    """dion!63: tables keyed by address while the allocator reuses addresses."""
+    pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0)
+    for seed in range(8):
+        pair.step(seed)
+        for p in pair.params:
+            p.grad = None
+        held = [torch.empty(n) for n in (15, 42_000, 1, 4, seed + 1)]  # takes the places of the gradients
+        pair.step(100 + seed)
+        del held
+    assert pair.tables_used == 15
+
+
+def test_A17_exchanged_parameters_states_and_gradients() -> None:
+    def replace(x: Tensor) -> None:
+        x.data = x.data.clone()
+
+    changes: dict[str, Callable[[Any, list[torch.nn.Parameter]], object]] = {
+        "p.data": lambda opt, ps: replace(ps[3]),
+        "p.grad": lambda opt, ps: setattr(ps[3], "grad", ps[3].grad.clone()),  # type: ignore[union-attr]
+        "state object": lambda opt, ps: opt.state[ps[3]].update(exp_avg=opt.state[ps[3]]["exp_avg"].clone()),
+        "state memory": lambda opt, ps: replace(opt.state[ps[3]]["exp_avg_sq"]),
+        "shared memory": lambda opt, ps: opt.state[ps[3]]["exp_avg_sq"].share_memory_(),
+        "step object": lambda opt, ps: opt.state[ps[0]].update(step=torch.tensor(9.0)),
+        "step memory": lambda opt, ps: replace(opt.state[ps[0]]["step"]),
+        "the order of states": lambda opt, ps: opt.state.update({ps[0]: opt.state.pop(ps[0])}),
+        "a state dict": lambda opt, ps: opt.load_state_dict(opt.state_dict()),
+        "a forgotten state": lambda opt, ps: opt.state.pop(ps[0]),
+        "amsgrad": lambda opt, ps: opt.param_groups[0].update(amsgrad=False),
+        "a group": lambda opt, ps: opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]}),
+        "the list of groups": lambda opt, ps: setattr(opt, "param_groups", [dict(g) for g in opt.param_groups]),
+    }
+    for name, change in changes.items():
+        pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0)
+        for seed in range(3):
+            pair.step(seed)
+        assert has_table(pair.opt), name
+        give_gradients(pair.params, 5)
+        give_gradients(pair.others, 5)
+        change(pair.opt, pair.params)
+        change(pair.plain, pair.others)
+        pair.step_as_is()
+        pair.step(6)
+        pair.step(7)
+
+
+def test_a_parameter_exchanged_in_its_group() -> None:
+    pair = Pair(OPTIMIZERS["AdamW"])
+    pair.step(0)
+    pair.step(1)
+    for opt, params in ((pair.opt, pair.params), (pair.plain, pair.others)):
+        params[0] = opt.param_groups[0]["params"][0] = torch.nn.Parameter(torch.full((3, 5), 2.0))
+    pair.step(2)
+    pair.step(3)
+    assert (pair.params[0] != 2).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sets(st.integers(0, len(SHAPES) - 1)), min_size=1, max_size=10))
+def test_gradients_that_come_and_go(patterns: list[set[int]]) -> None:
+    pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0)
+    for seed, without in enumerate(patterns):
+        pair.step(seed, tuple(without))
+
+
+def test_a_gradient_of_another_layout_dtype_or_kind_goes_by_lists() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params, lr=0.1)
+    for seed in range(2):
+        give_gradients(params, seed)
+        opt.step()
+    assert has_table(opt)
+    params[3].grad = torch.randn(60, 700).t()
+    before = params[3].detach().clone()
+    opt.step()
+    assert not torch.equal(params[3], before)
+    params[3].grad = torch.randn(700, 60).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        opt.step()
+
+
+def test_a_gradient_is_let_go_after_the_step() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params)
+    for seed in range(2):
+        give_gradients(params, seed)
+        opt.step()
+    assert has_table(opt)
+    dead = []
+
+    class Memory:
+        def __del__(self) -> None:
+            dead.append(True)
+
+    params[0].grad = torch.ones(3, 5)
+    params[0].grad.memory = Memory()  # type: ignore[attr-defined]
+    opt.step()
+    opt.zero_grad()
+    gc.collect()
+    assert dead
+
+
+def test_versions_are_bumped() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params)
+    for seed in range(3):
+        give_gradients(params, seed)
+        written = [params[0], *(x for x in opt.state[params[0]].values())]
+        versions = [x._version for x in written]
+        opt.step()
+        assert all(x._version > v for x, v in zip(written, versions, strict=True))
+    assert has_table(opt)
+
+
+def test_an_error_in_reading_a_gradient_propagates() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params)
+    give_gradients(params, 0)
+    opt.step()
+    table = opt._planner.table.table  # type: ignore[union-attr]
+    assert table.refresh(opt.param_groups, opt.state)
+    assert not table.refresh([], opt.state)
+    with pytest.raises(RuntimeError, match="refresh"):
+        table.step(0, 0, None, 0.0, None, None, -1.0, False, None, None, None, None)
+
+
+def test_shared_memory_is_refused() -> None:
+    launcher = dispatch.load("cpu").step_launcher
+    base = torch.zeros(8)
+    params = [torch.nn.Parameter(base[:5]), torch.nn.Parameter(base[4:])]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    steps = [torch.zeros(()), torch.zeros(())]
+    with pytest.raises(ValueError, match="share memory"):
+        launcher.table([{"params": params}], [0], {}, (), [None, None], steps)
+    with pytest.raises(ValueError, match="fewer states"):
+        launcher.table([{"params": params}], [0], {}, (), [], [])
+    with pytest.raises(ValueError, match="share memory"):
+        launcher.table([{"params": params[:1]}, {"params": []}], [0, 0], {}, (), [None], [params[0][0].detach()])
