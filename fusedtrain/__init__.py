@@ -1,0 +1,25 @@
+"""fusedtrain: drop-in PyTorch parts that make a training step do less work."""
+
+from __future__ import annotations
+
+from fusedtrain import schemas as _schemas  # noqa: F401  defines the operators before anything uses them
+
+# isort: split
+from fusedtrain import functional, nn, optim
+from fusedtrain.clip import clip_grad_norm_, clip_grad_value_, global_norm
+from fusedtrain.dispatch import available as backends
+from fusedtrain.fuse import fuse_, unfuse_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "backends",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "functional",
+    "fuse_",
+    "global_norm",
+    "nn",
+    "optim",
+    "unfuse_",
+]

@@ -1,0 +1,155 @@
+"""The compiled backends: ``torch.ops.fusedtrain.*``, whose CPU and CUDA kernels torch picks by device.
+
+The libraries are loaded by absolute path from the package, never compiled or searched for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtrain import rules, schemas
+from fusedtrain.backends import Backend
+
+_FOLDER = Path(__file__).resolve().parent.parent
+_LIBRARIES = {"cpu": "_C.so", "cuda": "_C_cuda.so"}
+
+
+@functools.cache
+def load_library(name: str) -> str | None:
+    """Loads the library of ``"cpu"`` or ``"cuda"``; returns None, or the reason why it could not."""
+    path = _FOLDER / _LIBRARIES[name]
+    if not path.exists():
+        return f"{path.name} is not built (`python -m fusedtrain env` tells why)"
+    try:
+        torch.ops.load_library(path)
+    except Exception as error:  # a library of another torch or machine fails in many ways; the package still works
+        return f"{path.name} does not load: {error.__cause__ or error}"
+    return None
+
+
+def cpu_isa() -> tuple[str, str | None]:
+    """The instruction set that the CPU kernels use, and those they could, as ``"avx2 (this CPU has baseline, avx2)"``;
+    and why they cannot run, or None. Needs the library of ``"cpu"`` loaded."""
+    library = ctypes.CDLL(str(_FOLDER / _LIBRARIES["cpu"]))
+    answers = []
+    for name in ("ft_cpu_isa", "ft_cpu_isa_error"):
+        if not hasattr(library, name):
+            return "unknown", f"{_LIBRARIES['cpu']} is of another version of fusedtrain"
+        ask = getattr(library, name)
+        ask.restype = ctypes.c_char_p
+        answers.append(ask().decode())
+    return answers[0], answers[1] or None
+
+
+class StepLauncher:
+    """Steps over tables of `fusedtrain._plan`, which hold an optimizer's tensors from one step to the next, with one
+    call into the library that takes no list of tensors.
+
+    ``table = launcher.table(...)`` once; then for every step ``table.refresh(param_groups, state)``, which looks at all
+    tensors anew and says whether the table still holds, and if so ``launcher.step(table, ...)``.
+    """
+
+    def __init__(self, plan: ModuleType, library: ctypes.CDLL) -> None:
+        self._plan = plan
+        self._launch = ctypes.cast(library.ft_cpu_optim_step, ctypes.c_void_p).value
+        self._rules = {rule: library.ft_cpu_update_rule(rule.encode()) for rule in rules.UPDATES}
+
+    def table(
+        self,
+        groups: list[dict[str, Any]],
+        rows: list[int],
+        state: dict[Tensor, Any],
+        keys: tuple[str, ...],
+        entries: list[dict[str, Any] | None],
+        steps: list[Tensor],
+    ) -> Any:
+        """A ``StepTable``.
+
+        Args:
+            groups: the optimizer's param_groups. Those parameters that have a gradient now are stepped.
+            rows: the row of hyperparameters of each group.
+            state: the optimizer's state.
+            keys: the names of the rule's states.
+            entries: for each parameter with a gradient, its entry in ``state``, with its states.
+            steps: and its count of steps, 0-dim.
+
+        Raises:
+            ValueError: a tensor that is not plain dense memory on the CPU, of a floating type and in the layout of its
+                parameter, or memory that would be written twice.
+        """
+        return self._plan.StepTable(torch.Tensor, torch.nn.Parameter, groups, rows, state, keys, entries, steps)
+
+    def step(
+        self,
+        table: Any,
+        rule: str,
+        hyper: Tensor,
+        norm_type: float,
+        inv_scale: Tensor | None,
+        found_inf: Tensor | None,
+        max_norm: float,
+        skip_nonfinite: bool,
+        grad_norm: Tensor | None,
+        clip_coef: Tensor | None,
+        nonfinite: Tensor | None,
+        skipped_steps: Tensor | None,
+    ) -> None:
+        """The norm of the gradients, unless ``norm_type`` is 0, and the step. The other arguments are those of the
+        schema of ``optim_step_``; ``nonfinite`` is an output here, as are ``grad_norm`` and ``clip_coef``."""
+        table.step(
+            self._launch,
+            self._rules[rule],
+            hyper,
+            norm_type,
+            inv_scale,
+            found_inf,
+            max_norm,
+            skip_nonfinite,
+            grad_norm,
+            clip_coef,
+            nonfinite,
+            skipped_steps,
+        )
+
+
+@functools.cache
+def step_launcher() -> StepLauncher | None:
+    """That of the CPU library; None if `_plan` is not built, or not from the same sources, or this torch gives it no
+    access to its tensors. Steps go by lists then."""
+    try:
+        plan = importlib.import_module("fusedtrain._plan")
+    except ImportError:
+        return None
+    library = ctypes.CDLL(str(_FOLDER / _LIBRARIES["cpu"]))
+    library.ft_cpu_step_abi.restype = ctypes.c_int64
+    same_sources = library.ft_cpu_step_abi() == plan.STEP_ABI
+    return StepLauncher(plan, library) if same_sources and plan.reads_tensors(torch.Tensor) else None
+
+
+def load(name: str) -> Backend:
+    why_not = load_library(name)
+    note = ""
+    if why_not is None and name == "cpu":
+        note, why_not = cpu_isa()
+    if why_not:
+        return Backend(name=name, why_not=why_not)
+    launcher = None if name != "cpu" else step_launcher()
+    ops = {op: getattr(torch.ops.fusedtrain, op).default for op in schemas.SCHEMAS if op != "draw_rng_state"}
+    return Backend(
+        name=name,
+        why_not=None,
+        note=note,
+        device_types=frozenset({name}),
+        dtypes=frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
+        rules=frozenset(rules.ACTIVATIONS) | frozenset(rules.UPDATES),
+        step_launcher=launcher,
+        **ops,
+    )

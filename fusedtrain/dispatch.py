@@ -1,0 +1,129 @@
+"""Which backend runs a call: an explicit ``backend=``, else ``FUSEDTRAIN_BACKEND``, else the first capable one.
+
+Nothing falls back silently: a refusal lists every backend with its reason, and the reference as a fallback warns once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from fusedtrain.backends import Backend
+
+ORDER = ("cuda", "triton", "cpu", "reference")
+_MODULES = {"cuda": "native", "triton": "triton_ops", "cpu": "native", "reference": "reference"}
+
+
+_loaded: dict[str, Backend] = {}
+
+
+def load(name: str) -> Backend:
+    """The backend of this name, imported on first use. It may say `why_not`; it never fails to load."""
+    if name not in _loaded:
+        module = f"fusedtrain.backends.{_MODULES[name]}"
+        if importlib.util.find_spec(module) is None:
+            _loaded[name] = Backend(name=name, why_not="this version of fusedtrain has no kernels for it")
+        else:
+            _loaded[name] = importlib.import_module(module).load(name)
+    return _loaded[name]
+
+
+def check_name(name: str | None, call: str, origin: str = "") -> None:
+    """Raises ValueError unless ``name`` is a backend or None. Called at construction, before anything is built."""
+    if name is not None and name not in ORDER:
+        raise ValueError(f"{call}: unknown backend {name!r}{origin}; choose one of {', '.join(ORDER)}")
+
+
+def available() -> dict[str, str]:
+    """What is available in this process and, where a backend is not, why: a line for each of `ORDER`."""
+    lines = {}
+    for name in ORDER:
+        backend = load(name)
+        lines[name] = backend.why_not or ("available" + (f": {backend.note}" if backend.note else ""))
+    return lines
+
+
+def resolve(
+    call: str,
+    device: torch.device,
+    dtypes: frozenset[torch.dtype],
+    rule: str | None = None,
+    want: str | None = None,
+) -> Backend:
+    """The backend for this call.
+
+    Args:
+        call: how the user called us, for the error.
+        device, dtypes: of the tensors.
+        rule: the name of the activation or update rule, if one is needed.
+        want: the ``backend=`` of the call or object; it is used or refused, never replaced.
+
+    Raises:
+        ValueError: unknown backend.
+        RuntimeError: the wanted backend cannot run this, or none can.
+    """
+    return _loaded[_name_of_choice(call, device, dtypes, rule, want)]
+
+
+def _name_of_choice(
+    call: str, device: torch.device, dtypes: frozenset[torch.dtype], rule: str | None, want: str | None
+) -> str:
+    by_environment = want is None
+    if by_environment:
+        want = os.environ.get("FUSEDTRAIN_BACKEND") or None
+    return _choose(call, device.type, dtypes, rule, want, by_environment)
+
+
+# As torch.compiler.assume_constant_result: Dynamo takes the name as it is, and traces neither imports nor environment.
+# By hand, because the decorator imports Dynamo, and Triton with it, which doubles the time of `import fusedtrain`.
+_name_of_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _choose(
+    call: str,
+    device_type: str,
+    dtypes: frozenset[torch.dtype],
+    rule: str | None,
+    want: str | None,
+    by_environment: bool,
+) -> str:
+    origin, remedy = (" of FUSEDTRAIN_BACKEND", "Unset it") if by_environment else ("", "Choose another backend=")
+    check_name(want, call, origin)
+    refusals: dict[str, str] = {}
+    for name in ORDER if want is None else (want,):
+        backend = load(name)
+        reason = backend.refusal(device_type, dtypes, rule)
+        if reason is None:
+            if want is None and name == "reference" and device_type != "meta":  # nothing is computed there
+                _warn_fallback(device_type, refusals)
+            return name
+        refusals[name] = reason
+    what = f"{', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))} on {device_type}"
+    if want is not None:
+        for name in ORDER:
+            reason = load(name).refusal(device_type, dtypes, rule)
+            refusals.setdefault(name, reason or "can run it")
+    listed = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    wanted = f"backend {want!r}{origin} cannot run it" if want else "no backend can run it"
+    raise RuntimeError(f"{call}: {wanted} ({what}). {listed}. {remedy} or cast the tensors.")
+
+
+_warned: set[str] = set()
+
+
+def _warn_fallback(device_type: str, refusals: dict[str, str]) -> None:
+    if device_type in _warned:
+        return
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    warnings.warn(
+        f"fusedtrain runs on the slow reference backend for {device_type} tensors ({reasons}). "
+        'Pass backend="reference" or set FUSEDTRAIN_BACKEND=reference to choose it silently.',
+        stacklevel=6,
+    )
+    _warned.add(device_type)
