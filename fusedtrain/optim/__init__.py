@@ -1,0 +1,11 @@
+"""Optimizers that clip in their step: torch's where torch has them, with ``max_norm=`` and its like added."""
+
+from __future__ import annotations
+
+from fusedtrain.optim.adam import Adam
+from fusedtrain.optim.adamw import AdamW
+from fusedtrain.optim.base import ClippedOptimizer
+from fusedtrain.optim.lion import Lion
+from fusedtrain.optim.sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW", "ClippedOptimizer", "Lion"]

@@ -1,0 +1,138 @@
+"""States: made, laid out, checked and loaded."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtrain import distributed
+from fusedtrain.optim import hyper
+
+OWN_DEFAULTS: dict[str, Any] = {
+    "max_norm": None,
+    "norm_type": 2.0,
+    "clip_value": None,
+    "l1": 0.0,
+    "nonfinite": "propagate",
+}
+"""What our parameter groups have and torch's have not."""
+
+KEPT = ("backend", "_own_defaults", "_grad_norm", "_clip_coef", "_skipped", "_bad", "_calls", "_counters")
+"""Attributes that go along when an optimizer is copied or pickled."""
+
+_STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
+
+
+def step_counter(value: float | Tensor, device: torch.device) -> Tensor:
+    """A counter of steps: 0-dim, on the parameter's device, in torch's dtype (fp32, fp64 where that is the default)
+    whatever the parameter's; a bf16 counter would stop at 256."""
+    if isinstance(value, Tensor) and value.dtype in _STEP_DTYPES:
+        return value.detach().reshape(()).to(device, copy=True)
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return torch.tensor(float(value), dtype=dtype, device=device)
+
+
+def state_dtype(p: Tensor) -> torch.dtype:
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def zeros_for(p: Tensor) -> Tensor:
+    """A new state of ``p``: zero, fp32 (fp64 for fp64), in its layout, sharded as it is."""
+    return torch.zeros_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format, requires_grad=False)
+
+
+def state_for(p: Tensor, value: Tensor) -> Tensor:
+    """A copy of a state on the device and in the layout of ``p``. It keeps its dtype, but that a low-precision state of
+    a low-precision parameter becomes fp32, as all of ours are: exact, and it no longer loses what is added to it."""
+    low = value.dtype.itemsize < 4 and p.dtype.itemsize < 4
+    out = torch.empty_like(p, dtype=torch.float32 if low else value.dtype, requires_grad=False)
+    return out.copy_(value)
+
+
+def check(call: str, where: str, p: Tensor, key: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` can be the state ``key`` of ``p``. Waits for the device."""
+    if key == "step":
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if not isinstance(value, numbers.Real) or not (0 <= float(value) < math.inf):
+            raise ValueError(f"{call}: state 'step' of {where} is {value!r}, not a number of steps")
+        return
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{call}: state {key!r} of {where} is no tensor but {type(value).__name__}")
+    if value.shape != p.shape:
+        raise ValueError(f"{call}: state {key!r} of {where} is {tuple(value.shape)}, the parameter {tuple(p.shape)}")
+    if value.layout != torch.strided or not value.is_floating_point():
+        raise ValueError(
+            f"{call}: state {key!r} of {where} is {value.layout} of {value.dtype}, not a dense float tensor"
+        )
+    if distributed.is_dtensor(value) != distributed.is_dtensor(p):
+        raise ValueError(
+            f"{call}: state {key!r} of {where} is a {type(value).__name__}, the parameter a {type(p).__name__}; load "
+            "sharded states with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
+    if not bool(distributed.local(value).isfinite().all()):
+        raise ValueError(f"{call}: state {key!r} of {where} has elements that are inf or NaN")
+
+
+def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, Any]], None]) -> None:
+    """`Optimizer.load_state_dict` that keeps dtypes. torch casts the states of a parameter to its dtype on the way, so
+    they are held back from it, between the hooks of the user, and put in place after it."""
+    call = f"{type(opt).__name__}.load_state_dict"
+    loaded: dict[Tensor, dict[Any, Any]] = {}
+
+    def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        groups, saved = opt.param_groups, given["param_groups"]
+        if len(groups) != len(saved) or any(
+            len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved, strict=True)
+        ):
+            return given  # torch raises
+        # A checkpoint of torch lacks our keys, an old one later keys: what the group has now stays.
+        filled = [
+            {**{key: g[key] for key in opt.defaults if key in g}, **s} for g, s in zip(groups, saved, strict=True)
+        ]
+        for i, group in enumerate(filled):
+            hyper.check_settings(f"{call}, group {i}", group)
+        hyper.check_shared(call, filled)
+        ids = list(chain.from_iterable(g["params"] for g in saved))
+        params = dict(zip(ids, chain.from_iterable(g["params"] for g in groups), strict=True))
+        names = {key: f"parameter {i} of group {j}" for j, g in enumerate(saved) for i, key in enumerate(g["params"])}
+        rest: dict[Any, Any] = {}
+        for key, state in given["state"].items():
+            if key in params and isinstance(state, dict):
+                loaded[params[key]] = _prepared(opt, call, names[key], params[key], state)
+            else:
+                rest[key] = state
+        return {**given, "state": rest, "param_groups": filled}
+
+    def after(_: Any) -> None:
+        opt.state.update(loaded)
+        opt._states_replaced()
+
+    handles = (
+        opt.register_load_state_dict_pre_hook(before),
+        opt.register_load_state_dict_post_hook(after, prepend=True),
+    )
+    try:
+        load_plain(state_dict)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _prepared(opt: Any, call: str, where: str, p: Tensor, state: dict[Any, Any]) -> dict[Any, Any]:
+    ready: dict[Any, Any] = {}
+    for key, value in state.items():
+        if key == "step" or key in opt._state_keys:
+            if value is None:
+                continue
+            check(call, where, p, key, value)
+            ready[key] = step_counter(value, p.device) if key == "step" else state_for(p, value)
+        else:
+            ready[key] = value.to(p.device) if isinstance(value, Tensor) else value
+    return ready

@@ -1,0 +1,160 @@
+"""Hyperparameters: checked at construction and again whenever a step finds them changed (schedulers write them)."""
+
+from __future__ import annotations
+
+import array
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedtrain.clip import check_bound, check_norm_type
+
+NONFINITE = ("propagate", "skip", "raise")
+
+Group = dict[str, Any]
+Check = Callable[[str, Any], None]
+"""``check(call, value)`` raises ValueError or TypeError."""
+
+
+def _scalar(call: str, what: str, value: Any, text: str) -> float | None:
+    """The value as a float. None for a tensor on an accelerator: its value is not waited for."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{call}: Tensor {what} must be 1-element, not {tuple(value.shape)}")
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{call}: {text}: {value!r} (must be a real number)")
+        return float(value) if value.device.type == "cpu" else None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{call}: {text}: {value!r} (must be a real number)")
+    return float(value)
+
+
+def number(name: str, text: str, low: float = 0.0, below: float = math.inf) -> Check:
+    """A check for a finite number, or 1-element tensor, in ``[low, below)``; ``text`` opens its error as in torch."""
+
+    def check(call: str, value: Any) -> None:
+        if type(value) is float and low <= value < below and value != -math.inf:
+            return
+        x = _scalar(call, name, value, text)
+        if x is not None and not (low <= x < below and math.isfinite(x)):
+            bound = "finite" if low == -math.inf else f"finite and >= {low:g}"
+            bound += f" and < {below:g}" if below != math.inf else ""
+            raise ValueError(f"{call}: {text}: {value if not isinstance(value, Tensor) else x} (must be {bound})")
+
+    return check
+
+
+def check_betas(call: str, betas: Any) -> None:
+    """Two numbers, or 1-element tensors, in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"{call}: betas must be a pair of numbers, not {betas!r}")
+    for i, beta in enumerate(betas):
+        number(f"betas[{i}]", f"Invalid beta parameter at index {i}", below=1.0)(call, beta)
+
+
+def check_max_norm(call: str, value: Any) -> None:
+    """None, or a number >= 0."""
+    if value is not None:
+        check_bound(call, "max_norm", value)
+
+
+def check_clip_value(call: str, value: Any) -> None:
+    """None, or a number >= 0."""
+    if value is not None:
+        check_bound(call, "clip_value", value)
+
+
+def check_nonfinite(call: str, value: Any) -> None:
+    """One of `NONFINITE`."""
+    if value not in NONFINITE:
+        raise ValueError(f"{call}: nonfinite must be one of {', '.join(NONFINITE)}, not {value!r}")
+
+
+def check_norm_order(call: str, value: Any) -> None:
+    """A number > 0, or inf."""
+    check_norm_type(call, value)
+
+
+def check_differentiable(call: str, value: Any) -> None:
+    """Must be off."""
+    if value:
+        raise ValueError(
+            f"{call}: differentiable=True is not supported: the fused step is not recorded by autograd. "
+            "Use the class of torch.optim to differentiate through a step"
+        )
+
+
+CHECKS: dict[str, Check] = {
+    "lr": number("lr", "Invalid learning rate"),
+    "betas": check_betas,
+    "eps": number("eps", "Invalid epsilon value"),
+    "weight_decay": number("weight_decay", "Invalid weight_decay value"),
+    "momentum": number("momentum", "Invalid momentum value"),
+    "dampening": number("dampening", "Invalid dampening value", low=-math.inf),
+    "l1": number("l1", "Invalid l1 value"),
+    "clip_value": check_clip_value,
+    "max_norm": check_max_norm,
+    "norm_type": check_norm_order,
+    "nonfinite": check_nonfinite,
+    "differentiable": check_differentiable,
+}
+"""By the key of the parameter group. A key that is not here is a flag, used by its truth."""
+
+SHARED = ("max_norm", "norm_type", "nonfinite")
+"""The norm is one of all groups, and so are these: groups may not differ in them."""
+
+
+def check_settings(call: str, settings: Group) -> None:
+    """Checks every hyperparameter among ``settings``; raises before anything is kept."""
+    for key, value in settings.items():
+        check = CHECKS.get(key)
+        if check is not None:
+            check(call, value)
+
+
+def check_shared(call: str, groups: list[Group]) -> None:
+    """Raises ValueError if groups differ in what all must share."""
+    for key in SHARED:
+        for i, group in enumerate(groups):
+            if group[key] != groups[0][key]:
+                raise ValueError(
+                    f"{call}: {key} is {group[key]!r} in parameter group {i} but {groups[0][key]!r} in group 0. The "
+                    "norm is taken over all groups at once: give all of them the same (opt.set_max_norm sets all)"
+                )
+
+
+class Settings(NamedTuple):
+    """The hyperparameters of one step."""
+
+    rules: list[str]
+    """The update rule of each group."""
+    rows: list[int]
+    """Which row of its rule's table each group has."""
+    tables: dict[str, Tensor]
+    """By rule: fp64 CPU (G, 4 + H), the rows of its groups."""
+    max_norm: float
+    """-1 for no clipping."""
+    norm_type: float
+    nonfinite: str
+
+    @property
+    def measures(self) -> bool:
+        """Whether the step needs the norm."""
+        return self.max_norm >= 0 or self.nonfinite != "propagate"
+
+
+def table(rows: list[list[Any]]) -> Tensor:
+    """Rows of numbers and 1-element tensors as an fp64 CPU tensor (G, K); while compiling, tensors stay symbolic."""
+    if torch.compiler.is_compiling():
+        cells = [
+            (x.reshape(()).double() if isinstance(x, Tensor) else torch.tensor(float(x), dtype=torch.float64))
+            for row in rows
+            for x in row
+        ]
+        return torch.stack(cells).reshape(len(rows), -1)
+    flat = array.array("d", [x for row in rows for x in row])
+    return torch.frombuffer(flat, dtype=torch.float64).reshape(len(rows), -1)

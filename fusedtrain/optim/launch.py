@@ -1,0 +1,59 @@
+"""One call of the operator for one batch, and what it is given besides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtrain import distributed
+from fusedtrain.optim.hyper import Settings
+from fusedtrain.optim.work import Batch
+
+
+def amp(opt: Any) -> tuple[Tensor | None, Tensor | None]:
+    """``(1 / scale, found_inf)`` as a GradScaler has left them on the optimizer, or None."""
+    scale, found_inf = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
+    if scale is not None:
+        scale = distributed.whole(torch.as_tensor(scale)).double().reciprocal().float()
+    return scale, None if found_inf is None else distributed.whole(torch.as_tensor(found_inf))
+
+
+def run(
+    op: Any,
+    batch: Batch,
+    settings: Settings,
+    norm: Tensor | None,
+    nonfinite: Tensor | None,
+    inv_scale: Tensor | None,
+    found_inf: Tensor | None,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """Steps a batch. ``outputs``: grad_norm, clip_coef and skipped_steps, for one batch of a step, else None."""
+
+    def here(x: Tensor | None) -> Tensor | None:
+        return x if x is None or x.device == batch.device else x.to(batch.device)
+
+    direct = [here(x) for x in outputs]
+    op(
+        batch.rule,
+        batch.params,
+        batch.grads,
+        batch.slot_major(),
+        batch.steps,
+        settings.tables[batch.rule],
+        batch.group,
+        here(norm),
+        here(nonfinite),
+        here(inv_scale),
+        here(found_inf),
+        settings.max_norm,
+        settings.nonfinite != "propagate",
+        *direct,
+    )
+    for p, stand_in in batch.copies:
+        p.copy_(stand_in)
+    for x, y in zip(outputs, direct, strict=True):
+        if x is not y and x is not None and y is not None:
+            x.copy_(y)

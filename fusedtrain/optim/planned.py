@@ -1,0 +1,128 @@
+"""The eager step on plain CPU tensors without lists: a table in C++, built once and checked before every use.
+
+Handing thousands of tensors to an operator costs more than stepping them when they are small. The table holds on to
+the tensors of the last step by lists, looks at each of them again at every step (gradients are freed and reallocated,
+states loaded, parameters exchanged), and steps aside as soon as anything but the gradients' memory differs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedtrain import dispatch
+from fusedtrain.optim import launch
+from fusedtrain.optim.hyper import Settings
+from fusedtrain.optim.work import Work
+from fusedtrain.rules import UPDATES
+
+if TYPE_CHECKING:
+    from fusedtrain.optim.base import ClippedOptimizer
+
+_CPU = torch.device("cpu")
+_PATIENCE = 4
+"""After so many tables in a row that served no step, as when gradients come and go,"""
+_PAUSE = 64
+"""this many steps pass before another is built."""
+
+
+class Table:
+    """The table of one optimizer, for as long as its tensors stay what they are."""
+
+    def __init__(
+        self, opt: ClippedOptimizer, settings: Settings, launcher: Any, dtypes: frozenset[torch.dtype]
+    ) -> None:
+        """Raises ValueError if the tensors are not what a table can hold."""
+        self.rules, self.rule, self.launcher, self.dtypes = settings.rules, settings.rules[0], launcher, dtypes
+        keys = UPDATES[self.rule].slots
+        params = [p for p in opt._parameters() if p.grad is not None]
+        entries = [opt.state[p] if keys else None for p in params]
+        steps = [opt._step_count(p, keys) for p in params]
+        self.table = launcher.table(opt.param_groups, settings.rows, opt.state, keys, entries, steps)
+        self.written = self.table.written()
+        self.norm_dtype = torch.float64 if self.table.has_double_gradient() else torch.float32
+
+    def step(self, opt: ClippedOptimizer, settings: Settings) -> tuple[Tensor, Tensor, Tensor] | tuple[()] | None:
+        """Steps and returns ``(grad_norm, clip_coef, nonfinite)``, or nothing of these if no norm was needed; or does
+        nothing and returns None if the table no longer holds."""
+        if settings.rules is not self.rules and settings.rules != self.rules:
+            return None
+        scale, found_inf = launch.amp(opt)
+        if any(x is not None and x.device.type != "cpu" for x in (scale, found_inf, opt._skipped)):
+            return None
+        if not self.table.refresh(opt.param_groups, opt.state):
+            return None
+        outputs: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
+        if settings.measures:
+            norm, coef = torch.empty((2,), dtype=self.norm_dtype).unbind()
+            outputs = norm, coef, torch.empty(())
+        self.launcher.step(
+            self.table,
+            self.rule,
+            settings.tables[self.rule],
+            settings.norm_type if settings.measures else 0.0,
+            scale,
+            found_inf,
+            settings.max_norm,
+            settings.nonfinite != "propagate",
+            *(outputs or (None, None, None)),
+            opt._skipped,
+        )
+        torch.autograd.graph.increment_version(self.written)
+        return outputs
+
+
+class Planner:
+    """The table of an optimizer, and whether building another is worthwhile."""
+
+    def __init__(self) -> None:
+        self.table: Table | None = None
+        self.served = True
+        self.failures = self.wait = 0
+
+    def build(self, opt: ClippedOptimizer, settings: Settings, dtypes: frozenset[torch.dtype]) -> None:
+        """A table for the steps to come, if that can be, after a step by lists on tensors of these dtypes."""
+        self.table = None
+        if self.wait > 0:
+            self.wait -= 1
+            return
+        self.failures = 0 if self.served else self.failures + 1
+        self.served = False
+        backend = dispatch.resolve(opt._call, _CPU, dtypes, settings.rules[0], opt.backend)
+        if self.failures >= _PATIENCE or backend.step_launcher is None:
+            self.failures, self.wait = 0, _PAUSE
+            return
+        try:
+            self.table = Table(opt, settings, backend.step_launcher, dtypes)
+        except ValueError:  # what a table cannot hold the lists can, or they say why not
+            self.wait = _PAUSE
+
+
+def step(opt: ClippedOptimizer, settings: Settings) -> bool:
+    """Performs the step by the optimizer's table; False, and nothing is done, if it has none that holds."""
+    planner = opt._planner
+    if planner is None or planner.table is None:
+        return False
+    table = planner.table
+    backend = dispatch.resolve(opt._call, _CPU, table.dtypes, table.rule, opt.backend)
+    outputs = table.step(opt, settings) if backend.step_launcher is table.launcher else None
+    if outputs is None:
+        planner.table = None
+        return False
+    planner.served = True
+    opt._grad_norm, opt._clip_coef, nonfinite = outputs or (None, None, None)
+    opt._held = None
+    opt._note(settings, nonfinite)
+    return True
+
+
+def prepare(opt: ClippedOptimizer, settings: Settings, todo: Work) -> None:
+    """Called after a step by lists."""
+    if len(settings.tables) != 1 or any(batch.device != _CPU for batch in todo.batches.values()):
+        return
+    if opt._planner is None:
+        opt._planner = Planner()
+    dtypes = [batch.dtypes for batch in todo.batches.values()]
+    opt._planner.build(opt, settings, frozenset().union(*dtypes))

@@ -1,0 +1,155 @@
+"""What one step works on: the tensors, checked and brought into one layout, in batches of one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtrain import distributed
+from fusedtrain.distributed import Shards
+
+FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+@dataclass
+class Batch:
+    """The tensors of one call of ``optim_step_``: one rule, one device, one choice of dtypes."""
+
+    rule: str
+    device: torch.device
+    dtypes: frozenset[torch.dtype]
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[Sequence[Tensor]] = field(default_factory=list)  # per parameter, in the order of the rule's slots
+    steps: list[Tensor] = field(default_factory=list)
+    group: list[int] = field(default_factory=list)
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """``(parameter, dense stand-in)``: written back after the call."""
+
+    def slot_major(self) -> list[Tensor]:
+        return [states[slot] for slot in range(len(self.states[0])) for states in self.states] if self.states else []
+
+
+@dataclass
+class Work:
+    """All batches of a step, and its gradients as the norm wants them."""
+
+    batches: dict[tuple[object, ...], Batch] = field(default_factory=dict)
+    split: dict[Shards | None, list[Tensor]] = field(default_factory=dict)
+    written: list[Tensor] = field(default_factory=list)
+    """Whose version counters a step raises: parameters, states, steps."""
+
+    def add(
+        self, rule: str, row: int, p: Tensor, g: Tensor, states: list[Tensor], step: Tensor, measured: bool
+    ) -> None:
+        """One parameter with its gradient and states, all checked; ``measured``: the gradient counts in the norm."""
+        g = distributed.like(distributed.without_pending_sum(g), p)
+        p_here, g_here = distributed.local(p), distributed.local(g)
+        dense = p_here if layout(p_here) == "dense" else torch.empty_like(p_here).copy_(p_here)
+        g_here = in_layout_of(g_here, dense)
+        states_here = [distributed.local(s) for s in states]
+        dtypes = (p_here.dtype, g_here.dtype, *(s.dtype for s in states_here))
+        key = (rule, p_here.device, dtypes)
+        batch = self.batches.get(key)
+        if batch is None:
+            batch = self.batches[key] = Batch(rule, p_here.device, frozenset(dtypes))
+        batch.params.append(dense)
+        batch.grads.append(g_here)
+        batch.states.append(states_here)
+        batch.steps.append(step)
+        batch.group.append(row)
+        if dense is not p_here:
+            batch.copies.append((p_here, dense))
+        self.written += (p, *states, step)
+        if measured:
+            self.split.setdefault(distributed.shards(g), []).append(g_here)
+
+    def add_shards_without_gradients(self, groups: list[dict[str, Any]]) -> None:
+        """A rank may lack a gradient that another has: it takes part in the norm all the same."""
+        for group in groups:
+            for p in group["params"]:
+                shards = distributed.shards(p)
+                if shards is not None:
+                    self.split.setdefault(shards, [])
+
+
+def layout(x: Tensor) -> str:
+    """``"dense"`` (elements fill one block of memory, in any order of dimensions), ``"gaps"`` or ``"overlap"``."""
+    if x.is_contiguous() or x.numel() == 0:
+        return "dense"
+    extent, gaps = 1, False
+    for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1):
+        if stride < extent:
+            return "overlap"
+        gaps |= stride > extent
+        extent += stride * (size - 1)
+    return "gaps" if gaps else "dense"
+
+
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape have their elements in the same order, dimensions of size 1 aside."""
+    if torch.compiler.is_compiling():  # dynamo compares symbolic sizes one by one only
+        return all(b.size(d) == 1 or a.stride(d) == b.stride(d) for d in range(b.dim()))
+    if a.stride() == b.stride() or a.numel() < 2:
+        return True
+    return all(s == t or n == 1 for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def in_layout_of(x: Tensor, p: Tensor) -> Tensor:
+    """``x``, or a copy of it, with the strides of the dense ``p``."""
+    return x if same_layout(x, p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
+
+
+def fits(state: Tensor, p: Tensor) -> bool:
+    """Whether a state of the right shape is where its parameter is and in its layout."""
+    if state.device != p.device:
+        return False
+    state, p = distributed.local(state), distributed.local(p)
+    return same_layout(state, p if layout(p) == "dense" else torch.empty_like(p, device="meta"))
+
+
+def check_pair(call: str, where: str, p: Tensor, g: Tensor) -> None:
+    """Raises RuntimeError unless a step can be taken with this parameter and gradient. Writes nothing."""
+    for what, x in (("parameter", p), ("gradient", g)):
+        if x.layout != torch.strided:
+            remedy = "use torch.optim.SparseAdam or a dense gradient" if what == "gradient" else "use a dense one"
+            raise RuntimeError(f"{call} does not support sparse {what}s: that of {where} is {x.layout}; {remedy}")
+        if x.dtype not in FLOATS:
+            kind = "complex" if x.is_complex() else str(x.dtype)
+            raise RuntimeError(
+                f"{call} does not support {kind} {what}s: that of {where} is {x.dtype}; it takes float32, float64, "
+                "bfloat16 and float16" + (" (torch.view_as_real gives a real view)" if x.is_complex() else "")
+            )
+    if distributed.is_dtensor(p) != distributed.is_dtensor(g):
+        kinds = [type(x).__name__ for x in (p, g)]
+        raise RuntimeError(f"{call}: {where} is a {kinds[0]} but its gradient is a {kinds[1]}; shard both or neither")
+    if p.shape != g.shape:
+        raise RuntimeError(f"{call}: {where} is {tuple(p.shape)} but its gradient is {tuple(g.shape)}")
+    if p.device != g.device:
+        raise RuntimeError(f"{call}: {where} is on {p.device} but its gradient is on {g.device}")
+    if layout(distributed.local(p)) == "overlap":
+        raise RuntimeError(
+            f"{call}: {where} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), as after "
+            "expand(): a step would write them more than once. Optimize the tensor it was expanded from, or a clone"
+        )
+
+
+def check_state(call: str, where: str, key: str, value: object, p: Tensor) -> None:
+    """Raises RuntimeError unless ``value`` can be a state of ``p`` elementwise. Writes nothing."""
+    if not isinstance(value, Tensor):
+        raise RuntimeError(f"{call}: state {key!r} of {where} is no tensor but {type(value).__name__}")
+    if value.layout != torch.strided or value.dtype not in FLOATS:
+        raise RuntimeError(
+            f"{call}: state {key!r} of {where} is {value.layout} of {value.dtype}, not a dense float tensor"
+        )
+    if value.shape != p.shape:
+        raise RuntimeError(f"{call}: state {key!r} of {where} is {tuple(value.shape)}, the parameter {tuple(p.shape)}")
+    if distributed.is_dtensor(value) != distributed.is_dtensor(p):
+        raise RuntimeError(
+            f"{call}: state {key!r} of {where} is a {type(value).__name__}, the parameter a {type(p).__name__}; load "
+            "sharded states with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
