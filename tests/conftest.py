@@ -1,0 +1,73 @@
+"""What all tests share: the backends that exist here, seeds of their own, and a loud count of what was skipped."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from fusedtrain import dispatch
+
+# Derandomised: a run is a function of the source. Kernels that compile on first use know no deadline.
+hypothesis.settings.register_profile(
+    "fusedtrain",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fusedtrain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test starts from a seed made of its name, so that neither order nor selection changes what it sees."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.gpu if name == "cuda" else ()) for name in dispatch.ORDER],
+)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of each backend that can run here; the others are skipped with their reason."""
+    why_not = dispatch.load(request.param).why_not
+    if why_not:
+        pytest.skip(f"backend {request.param}: {why_not}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device(backend: str) -> torch.device:
+    """Where tensors for ``backend`` live. Triton without a GPU runs in its interpreter, on CPU tensors."""
+    on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A green run that skipped half of itself must not look like one that did not."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if not reasons:
+        return
+    terminalreporter.section(f"{sum(reasons.values())} TESTS SKIPPED", sep="!", yellow=True, bold=True)
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5d}  {reason}", yellow=True)
