@@ -81,8 +81,8 @@ class Part:
 PARTS = [
     Part(
         name="_C",
-        sources=sources("csrc/cpu/*.cpp", "csrc/bind/cpu.cpp"),
-        where="csrc/cpu/*.cpp, csrc/bind/cpu.cpp",
+        sources=sources("csrc/args/*.cpp", "csrc/cpu/*.cpp", "csrc/bind/cpu.cpp"),
+        where="csrc/args/*.cpp, csrc/cpu/*.cpp, csrc/bind/cpu.cpp",
         required_by=("1", "cpu", "cuda"),
         flags=CXX_FLAGS + STABLE_ABI_FLAGS,
     ),

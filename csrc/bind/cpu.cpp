@@ -1,5 +1,4 @@
-#include "cpu/ops.h"
-#include "cpu/step_ops.h"
+#include "args/ops.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/act_args.h"
+#include "args/act_args.h"
 #include "cpu/act_kernels.h"
 
 namespace ft {
@@ -97,6 +97,25 @@ class TiledBias {
  private:
   int64_t width_ = 0;
   std::vector<C> values_;
+};
+
+// The dropout of a call, with its RNG state read.
+struct Dropout {
+  int64_t seed = 0, offset = 0;
+  uint32_t threshold = 0;
+  double scale = 0;
+
+  explicit Dropout(const ActCall& call) : threshold(call.threshold), scale(call.scale()) {
+    if (!call.rng_state) return;
+    const int64_t* state = call.rng_state->const_data_ptr<int64_t>();
+    seed = state[0];
+    offset = state[call.rng_state->stride(0)];
+  }
+  bool drops() const { return threshold > 0; }
+  template <class C>
+  Drop<C> as() const {
+    return {threshold, C(scale)};
+  }
 };
 
 // The lanes of a block of elements.

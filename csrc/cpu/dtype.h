@@ -13,6 +13,4 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-constexpr int64_t size_of(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
-
 }  // namespace ft

@@ -1,6 +1,6 @@
 // y = dropout(act(gate) * up), [gate, up] = x + bias, and its gradient, for CPU tensors.
+#include "args/ops.h"
 #include "cpu/blocks.h"
-#include "cpu/ops.h"
 
 namespace ft {
 namespace {
@@ -45,13 +45,6 @@ class HalfRows {
   int64_t first_, width_;
 };
 
-void check(const char* op, const Tensor& x, const OptionalTensor& bias) {
-  check_tensor(op, "x", x);
-  require(x.dim() > 0 && width_of(x) % 2 == 0, op, "x has shape ", shape_of(x),
-          "; its last dimension must be even: it holds gate and up");
-  check_bias(op, bias, width_of(x));
-}
-
 // What forward and backward have in common: gate and up with their biases.
 template <class C>
 struct GateAndUp {
@@ -79,11 +72,12 @@ struct GateAndUp {
 };
 
 template <class C>
-void forward(const Tensor& x, const OptionalTensor& bias, const Dropout& dropout, int rule, const Tensor& y) {
+void forward(const Tensor& x, const OptionalTensor& bias, const ActCall& call, const Tensor& y) {
   if (y.numel() == 0) return;
   const ActKernels<C>& kernels = act_kernels<C>();
   const GateAndUp<C> in(kForward, x, bias);
   const Output<C> ys(y, check_tensor(kForward, "x", y));
+  const Dropout dropout(call);
   const Drop<C> drop = dropout.as<C>();
   for_blocks(y.numel(), [&](int64_t start, int64_t n) {
     Buffer<C> gate_buffer, up_buffer, sum, a, y_buffer;
@@ -92,7 +86,7 @@ void forward(const Tensor& x, const OptionalTensor& bias, const Dropout& dropout
     const uint16_t* lanes = lane_buffer.fill(dropout, start, n);
     const C* gate = in.gate.load(in.xs, start, n, gate_buffer);
     const C* up = in.load_up(start, n, up_buffer, sum);
-    kernels.fwd[rule](gate, in.gate_bias.block(start), a.values, steps);
+    kernels.fwd[call.rule](gate, in.gate_bias.block(start), a.values, steps);
     kernels.multiply(up, a.values, steps);
     C* target = ys.block(start, n, y_buffer);
     kernels.dropout(a.values, lanes, drop, nullptr, false, target, steps);
@@ -101,12 +95,13 @@ void forward(const Tensor& x, const OptionalTensor& bias, const Dropout& dropout
 }
 
 template <class C>
-void backward(const Tensor& dy, const Tensor& x, const OptionalTensor& bias, const Dropout& dropout, int rule,
-              const Tensor& dx, const Tensor* dbias) {
+void backward(const Tensor& dy, const Tensor& x, const OptionalTensor& bias, const ActCall& call, const Tensor& dx,
+              const Tensor* dbias) {
   const ActKernels<C>& kernels = act_kernels<C>();
   const GateAndUp<C> in(kBackward, x, bias);
   const Input<C> dys(kBackward, "dy", dy);
   const Output<C> dxs(dx, check_tensor(kBackward, "x", dx));
+  const Dropout dropout(call);
   const Drop<C> drop = dropout.as<C>();
 
   // d_gate = kept ? dy (up act'(gate)) scale : 0 and d_up = kept ? dy act(gate) scale : 0, before rounding.
@@ -118,7 +113,7 @@ void backward(const Tensor& dy, const Tensor& x, const OptionalTensor& bias, con
     const C* dy_block = dys.block(start, n, dy_buffer);
     const C* gate = in.gate.load(in.xs, start, n, gate_buffer);
     const C* up = in.load_up(start, n, up_buffer, sum);
-    kernels.fwd_and_grad[rule](gate, in.gate_bias.block(start), a.values, slope.values, steps);
+    kernels.fwd_and_grad[call.rule](gate, in.gate_bias.block(start), a.values, slope.values, steps);
     kernels.multiply(up, slope.values, steps);
     kernels.gradient(dy_block, slope.values, lanes, drop, d_gate.values, steps);
     kernels.gradient(dy_block, a.values, lanes, drop, d_up.values, steps);
@@ -147,38 +142,21 @@ void backward(const Tensor& dy, const Tensor& x, const OptionalTensor& bias, con
 
 Tensor gated_act_dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& rng_state,
                          int64_t threshold, const std::string& activation) {
-  check(kForward, x, bias);
-  const int rule = check_activation(kForward, activation);
-  const Dropout dropout = check_dropout(kForward, rng_state, threshold);
-  std::vector<int64_t> shape = shape_vector(x);
-  shape.back() /= 2;
-  const Tensor y = empty(shape, dtype_of(x));
-  x.scalar_type() == ScalarType::Double ? forward<double>(x, bias, dropout, rule, y)
-                                        : forward<float>(x, bias, dropout, rule, y);
+  const ActCall call = check_gated_forward(kForward, x, bias, rng_state, threshold, activation);
+  const Tensor y = empty(gated_shape(x), dtype_of(x), x);
+  x.scalar_type() == ScalarType::Double ? forward<double>(x, bias, call, y) : forward<float>(x, bias, call, y);
   return y;
 }
 
 std::tuple<Tensor, Tensor> gated_act_dropout_grad(const Tensor& dy, const Tensor& x, const OptionalTensor& bias,
                                                   const OptionalTensor& rng_state, int64_t threshold,
                                                   const std::string& activation, bool needs_bias_grad) {
-  check(kBackward, x, bias);
-  check_tensor(kBackward, "dy", dy);
-  bool fits = dy.dim() == x.dim() && 2 * width_of(dy) == width_of(x);
-  for (int64_t d = 0; fits && d + 1 < x.dim(); ++d) fits = dy.size(d) == x.size(d);
-  require(fits, kBackward, "dy has shape ", shape_of(dy), "; it must be that of x, ", shape_of(x),
-          ", with half the columns");
-  require(dy.scalar_type() == x.scalar_type(), kBackward, "dy has dtype ",
-          torch::headeronly::toString(dy.scalar_type()), "; it must have that of x, ",
-          torch::headeronly::toString(x.scalar_type()));
-  const int rule = check_activation(kBackward, activation);
-  const Dropout dropout = check_dropout(kBackward, rng_state, threshold);
-
-  const bool is_double = dy.scalar_type() == ScalarType::Double;
-  const Tensor dbias = empty_sums(needs_bias_grad ? width_of(x) : 0, is_double);
+  const ActCall call = check_gated_backward(kBackward, dy, x, bias, rng_state, threshold, activation);
+  const Tensor dbias = empty_sums(needs_bias_grad ? width_of(x) : 0, x);
   const Tensor* sums = needs_bias_grad ? &dbias : nullptr;
   Tensor dx = in_layout_of(x, [&](const Tensor& out) {
-    is_double ? backward<double>(dy, x, bias, dropout, rule, out, sums)
-              : backward<float>(dy, x, bias, dropout, rule, out, sums);
+    dy.scalar_type() == ScalarType::Double ? backward<double>(dy, x, bias, call, out, sums)
+                                           : backward<float>(dy, x, bias, call, out, sums);
   });
   return {dx, dbias};
 }

@@ -1,8 +1,8 @@
 // The norm of a list of tensors, and the scaling of gradients to a norm, for CPU tensors.
+#include "args/ops.h"
+#include "args/step_args.h"
 #include "cpu/norm_launch.h"
-#include "cpu/step_args.h"
 #include "cpu/step_launch.h"
-#include "cpu/step_ops.h"
 
 namespace ft {
 namespace {
@@ -11,28 +11,6 @@ using torch::headeronly::ScalarType;
 
 constexpr const char* kNorm = "global_norm";
 constexpr const char* kScale = "clip_scale_";
-
-// A list of tensors as runs of memory: dense ones as they are, others as contiguous copies.
-struct Runs {
-  std::vector<Run> runs;
-  std::vector<Tensor> dense;
-  std::vector<bool> copied;
-  Chunker chunker;
-  ChunkList work;
-
-  Runs(const char* op, const char* name, const TensorList& tensors) {
-    for (size_t i = 0; i < tensors.size(); ++i) check_item(op, name, int64_t(i), tensors[i]);
-    runs.reserve(tensors.size());
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      const bool copy = layout_of(tensors[i]) != Layout::kDense;
-      dense.push_back(copy ? torch::stable::contiguous(tensors[i]) : tensors[i]);
-      copied.push_back(copy);
-      runs.push_back({dense.back().const_data_ptr(), check_tensor(op, name, dense.back())});
-      chunker.add(int64_t(i), dense.back().numel());
-    }
-    work = chunker.finish();
-  }
-};
 
 Tensor new_scalar(double value, ScalarType dtype) {
   Tensor x = torch::stable::empty({}, dtype);
@@ -74,20 +52,8 @@ std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_ty
 }
 
 void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {
-  require(max_norm >= 0, kScale, "max_norm is ", max_norm, "; it must be >= 0");
+  check_scaled(kScale, grads, max_norm);
   const ScalarRef total = check_scalar(kScale, "norm", norm);
-  Written written;
-  for (size_t i = 0; i < grads.size(); ++i) {
-    const DType dtype = check_item(kScale, "grads", int64_t(i), grads[i]);
-    const Layout layout = layout_of(grads[i]);
-    require(layout != Layout::kOverlap, kScale, "grads[", i,
-            "] has elements that share memory, as after expand(); pass "
-            "a clone");
-    if (layout == Layout::kDense) {
-      written.add("grads", int64_t(i), grads[i].const_data_ptr(), grads[i].numel() * size_of(dtype));
-    }
-  }
-  written.check(kScale);
   const double coef = clip_coefficient(read(total), max_norm);
   if (coef >= 1) return;
   const Runs list(kScale, "grads", grads);

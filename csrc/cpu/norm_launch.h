@@ -10,11 +10,6 @@
 
 namespace ft {
 
-struct Run {
-  const void* x;
-  DType dtype;
-};
-
 struct Norm {
   double value = 0;
   bool nonfinite = false;  // whether any element is inf or NaN; a finite input may have an infinite norm

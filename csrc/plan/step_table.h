@@ -24,6 +24,12 @@ struct StepRow {
   CounterType step_type;
 };
 
+// A run of elements that is measured.
+struct Run {
+  const void* x;
+  DType dtype;
+};
+
 // A scalar somewhere in memory: an input or output of a step. `data` is null where it is absent.
 struct ScalarRef {
   void* data = nullptr;
@@ -35,9 +41,9 @@ struct StepCall {
   const StepRow* rows;
   int64_t row_count;
   ChunkList work;
-  int32_t rule;  // position in Updates
-  const double* hyper;
-  int64_t hyper_columns;
+  int32_t rule;         // position in Updates
+  const double* hyper;  // hyper_rows rows
+  int64_t hyper_rows, hyper_columns;
 
   // The norm of the gradients before unscaling: computed here if norm_type > 0, else taken from `norm` where present.
   double norm_type = 0;

@@ -263,6 +263,7 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
     throw std::invalid_argument("StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU");
   }
   call.hyper = static_cast<const double*>(data_of(table));
+  call.hyper_rows = table.shape[0];
   call.hyper_columns = table.shape[1];
   call.rows = rows_.data();
   call.row_count = int64_t(rows_.size());

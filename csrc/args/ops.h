@@ -1,17 +1,13 @@
-// The operators of fusedtrain/schemas.py for CPU tensors, on torch's stable ABI.
+// The operators of fusedtrain/schemas.py: what each library defines for tensors of its device.
 #pragma once
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
-namespace ft {
+#include "args/args.h"
 
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+namespace ft {
 
 Tensor act_dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual,
                    const OptionalTensor& rng_state, int64_t threshold, const std::string& activation);
@@ -29,5 +25,16 @@ Tensor gated_act_dropout(const Tensor& x, const OptionalTensor& bias, const Opti
 std::tuple<Tensor, Tensor> gated_act_dropout_grad(const Tensor& dy, const Tensor& x, const OptionalTensor& bias,
                                                   const OptionalTensor& rng_state, int64_t threshold,
                                                   const std::string& activation, bool needs_bias_grad);
+
+// (norm, nonfinite) of all tensors.
+std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type);
+
+void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm);
+
+void optim_step_(const std::string& rule, const TensorList& params, const TensorList& grads, const TensorList& states,
+                 const TensorList& steps, const Tensor& hyper, const std::vector<int64_t>& group,
+                 const OptionalTensor& norm, const OptionalTensor& nonfinite, const OptionalTensor& inv_scale,
+                 const OptionalTensor& found_inf, double max_norm, bool skip_nonfinite, const OptionalTensor& grad_norm,
+                 const OptionalTensor& clip_coef, const OptionalTensor& skipped_steps);
 
 }  // namespace ft
