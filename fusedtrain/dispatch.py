@@ -99,6 +99,8 @@ def _choose(
     for name in ORDER if want is None else (want,):
         backend = load(name)
         reason = backend.refusal(device_type, dtypes, rule)
+        if reason is None and want is None and backend.by_name_only:
+            reason = "runs here only when asked for by name"
         if reason is None:
             if want is None and name == "reference" and device_type != "meta":  # nothing is computed there
                 _warn_fallback(device_type, refusals)

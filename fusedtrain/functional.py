@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from fusedtrain import checks, dispatch, rng, rules
+from fusedtrain import checks, dispatch, rng, rules, schemas
 from fusedtrain.backends import Backend
 
 # ---- gradients
@@ -146,17 +146,23 @@ class _GatedActDropout(torch.autograd.Function):
         return _map_samples(_GatedActDropout.apply, info.batch_size, in_dims, args)
 
 
-# The raw operators carry the same gradients, for torch.compile and for whoever calls torch.ops directly.
-torch.library.register_autograd(
-    "fusedtrain::act_dropout",
-    lambda ctx, dy: _grad_act(ctx, dy, torch.ops.fusedtrain.act_dropout_grad),
-    setup_context=_save_act,
-)
-torch.library.register_autograd(
-    "fusedtrain::gated_act_dropout",
-    lambda ctx, dy: _grad_gated(ctx, dy, torch.ops.fusedtrain.gated_act_dropout_grad),
-    setup_context=_save_gated,
-)
+def register_gradients(namespace: str) -> None:
+    """Gives the raw operators of a namespace the same gradients, for torch.compile and for whoever calls torch.ops."""
+    ops = getattr(torch.ops, namespace)
+    torch.library.register_autograd(
+        f"{namespace}::act_dropout",
+        lambda ctx, dy: _grad_act(ctx, dy, ops.act_dropout_grad),
+        setup_context=_save_act,
+    )
+    torch.library.register_autograd(
+        f"{namespace}::gated_act_dropout",
+        lambda ctx, dy: _grad_gated(ctx, dy, ops.gated_act_dropout_grad),
+        setup_context=_save_gated,
+    )
+
+
+for _namespace in schemas.NAMESPACES:
+    register_gradients(_namespace)
 
 
 def _calls_operator(backend: Backend, operator: Callable[..., Any]) -> bool:

@@ -1,21 +1,26 @@
 """All operators of the package: schemas, tags and fakes, once. Backends only add implementations.
 
+torch picks the kernels of a namespace by device. CPU and CUDA C++ share one, "fusedtrain"; Triton, which runs on the
+same devices, has a second with the same operators.
+
 Mutating operators return nothing; the others return fresh tensors. Every one is safe to call directly: implementations
 check shapes, dtypes, layouts and list lengths before their first write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("fusedtrain", "DEF")
+DRAW_RNG_STATE = "draw_rng_state(*, Device device, int site=0) -> Tensor"
+"""An RNG state, int64 (2,) = (seed, offset), from the default generator of the device. The site is any number that
+tells the draws of a graph apart: AOTAutograd merges equal calls, even of operators that are tagged as random. The
+device is passed by keyword, where checkpointing in a compiled region looks for the generator to rewind."""
 
 SCHEMAS: dict[str, str] = {
-    # An RNG state, int64 (2,) = (seed, offset), from the default generator of the device. The site is any number that
-    # tells the draws of a graph apart: AOTAutograd merges equal calls, even of operators that are tagged as random. The
-    # device is passed by keyword, where checkpointing in a compiled region looks for the generator to rewind.
-    "draw_rng_state": "(*, Device device, int site=0) -> Tensor",
     # dropout(act(x + bias)) + residual; x (*, D), bias (D,), residual like x. No rng_state needed if threshold is 0.
     "act_dropout": "(Tensor x, Tensor? bias, Tensor? residual, Tensor? rng_state, int threshold, str activation)"
     " -> Tensor",
@@ -45,21 +50,6 @@ SCHEMAS: dict[str, str] = {
     " -> ()",
 }
 
-for _name, _schema in SCHEMAS.items():
-    _tags = (torch.Tag.nondeterministic_seeded,) if _name == "draw_rng_state" else ()
-    LIBRARY.define(_name + _schema, tags=_tags)
-
-
-@torch.library.impl(LIBRARY, "draw_rng_state", "CompositeExplicitAutograd")
-def _draw_rng_state(*, device: torch.device, site: int = 0) -> Tensor:
-    return torch.randint(torch.iinfo(torch.int64).max, (2,), device=device)
-
-
-@torch.library.register_fake("fusedtrain::draw_rng_state", lib=LIBRARY)
-def _(*, device: torch.device, site: int = 0) -> Tensor:
-    return torch.empty((2,), dtype=torch.int64, device=device)
-
-
 def _check_one_device(op: str, *tensors: Tensor | None) -> None:
     """The dispatcher runs a fake if any tensor is a meta tensor, also for a call that has real ones."""
     devices = {str(x.device) for x in tensors if x is not None}
@@ -72,23 +62,20 @@ def _bias_grad_like(dy: Tensor, width: int, needed: bool) -> Tensor:
     return dy.new_empty((width if needed else 0,), dtype=dtype)
 
 
-@torch.library.register_fake("fusedtrain::act_dropout", lib=LIBRARY)
-def _(
+def _fake_act_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str
 ) -> Tensor:
     _check_one_device("act_dropout", x, bias, residual, rng_state)
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("fusedtrain::act_dropout_", lib=LIBRARY)
-def _(
+def _fake_act_dropout_(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str
 ) -> None:
     _check_one_device("act_dropout_", x, bias, residual, rng_state)
 
 
-@torch.library.register_fake("fusedtrain::act_dropout_grad", lib=LIBRARY)
-def _(
+def _fake_act_dropout_grad(
     dy: Tensor,
     saved: Tensor | None,
     bias: Tensor | None,
@@ -103,14 +90,12 @@ def _(
     return torch.empty_like(like), _bias_grad_like(dy, dy.shape[-1] if dy.dim() else 1, needs_bias_grad)
 
 
-@torch.library.register_fake("fusedtrain::gated_act_dropout", lib=LIBRARY)
-def _(x: Tensor, bias: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str) -> Tensor:
+def _fake_gated_act_dropout(x: Tensor, bias: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str) -> Tensor:
     _check_one_device("gated_act_dropout", x, bias, rng_state)
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
-@torch.library.register_fake("fusedtrain::gated_act_dropout_grad", lib=LIBRARY)
-def _(
+def _fake_gated_act_dropout_grad(
     dy: Tensor,
     x: Tensor,
     bias: Tensor | None,
@@ -123,21 +108,61 @@ def _(
     return torch.empty_like(x), _bias_grad_like(dy, x.shape[-1], needs_bias_grad)
 
 
-@torch.library.register_fake("fusedtrain::global_norm", lib=LIBRARY)
-def _(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
+def _fake_global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
     _check_one_device("global_norm", *tensors)
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.empty((), dtype=dtype, device=device), torch.empty((), dtype=torch.float32, device=device)
 
 
-@torch.library.register_fake("fusedtrain::clip_scale_", lib=LIBRARY)
-def _(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
+def _fake_clip_scale_(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
     _check_one_device("clip_scale_", *grads, norm)
 
 
-@torch.library.register_fake("fusedtrain::optim_step_", lib=LIBRARY)
-def _(
+def _fake_optim_step_(
     rule: str, params: list[Tensor], grads: list[Tensor], states: list[Tensor], steps: list[Tensor], *rest: object
 ) -> None:
     _check_one_device("optim_step_", *params, *grads, *states)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "act_dropout": _fake_act_dropout,
+    "act_dropout_": _fake_act_dropout_,
+    "act_dropout_grad": _fake_act_dropout_grad,
+    "gated_act_dropout": _fake_gated_act_dropout,
+    "gated_act_dropout_grad": _fake_gated_act_dropout_grad,
+    "global_norm": _fake_global_norm,
+    "clip_scale_": _fake_clip_scale_,
+    "optim_step_": _fake_optim_step_,
+}
+
+LIBRARIES: dict[str, torch.library.Library] = {}
+"""By namespace: what keeps its operators alive."""
+
+
+def define(namespace: str) -> torch.library.Library:
+    """Defines all operators in a namespace, once; implementations are for a backend to add."""
+    library = LIBRARIES.get(namespace)
+    if library is None:
+        library = LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
+        for name, schema in SCHEMAS.items():
+            library.define(name + schema)
+            torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+    return library
+
+
+NAMESPACES = ("fusedtrain", "fusedtrain_triton")
+for _namespace in NAMESPACES:
+    define(_namespace)
+
+LIBRARIES["fusedtrain"].define(DRAW_RNG_STATE, tags=(torch.Tag.nondeterministic_seeded,))
+
+
+@torch.library.impl(LIBRARIES["fusedtrain"], "draw_rng_state", "CompositeExplicitAutograd")
+def _draw_rng_state(*, device: torch.device, site: int = 0) -> Tensor:
+    return torch.randint(torch.iinfo(torch.int64).max, (2,), device=device)
+
+
+@torch.library.register_fake("fusedtrain::draw_rng_state", lib=LIBRARIES["fusedtrain"])
+def _(*, device: torch.device, site: int = 0) -> Tensor:
+    return torch.empty((2,), dtype=torch.int64, device=device)

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "fusedtrain.dispatch",
         "fusedtrain.rng",
         "fusedtrain.rules",
+        "fusedtrain.schemas",
     },
     "fusedtrain.clip": {"fusedtrain.dispatch", "fusedtrain.distributed", "fusedtrain.rng", "fusedtrain.rules"},
     "fusedtrain.distributed": set(),  # torch.distributed, for clip and optim

@@ -142,7 +142,7 @@ def load(name: str) -> Backend:
     if why_not:
         return Backend(name=name, why_not=why_not)
     launcher = None if name != "cpu" else step_launcher()
-    ops = {op: getattr(torch.ops.fusedtrain, op).default for op in schemas.SCHEMAS if op != "draw_rng_state"}
+    ops = {op: getattr(torch.ops.fusedtrain, op).default for op in schemas.SCHEMAS}
     return Backend(
         name=name,
         why_not=None,
