@@ -50,6 +50,7 @@ SCHEMAS: dict[str, str] = {
     " -> ()",
 }
 
+
 def _check_one_device(op: str, *tensors: Tensor | None) -> None:
     """The dispatcher runs a fake if any tensor is a meta tensor, also for a call that has real ones."""
     devices = {str(x.device) for x in tensors if x is not None}
@@ -90,7 +91,9 @@ def _fake_act_dropout_grad(
     return torch.empty_like(like), _bias_grad_like(dy, dy.shape[-1] if dy.dim() else 1, needs_bias_grad)
 
 
-def _fake_gated_act_dropout(x: Tensor, bias: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str) -> Tensor:
+def _fake_gated_act_dropout(
+    x: Tensor, bias: Tensor | None, rng_state: Tensor | None, threshold: int, activation: str
+) -> Tensor:
     _check_one_device("gated_act_dropout", x, bias, rng_state)
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 

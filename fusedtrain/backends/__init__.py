@@ -23,7 +23,7 @@ class Backend:
     rules: frozenset[str] = frozenset()
     """Names of the activation and update rules that it has."""
     by_name_only: bool = False
-    """True for a stand-in that is right but slow (Triton's interpreter): it serves who asks for it, and is no default."""
+    """True for a stand-in that is right but slow, as an interpreter: it serves who asks for it, and is no default."""
     differentiable: bool = False
     """True if torch's own autograd differentiates `act_dropout` here, so that no hand-written gradient is needed."""
 
