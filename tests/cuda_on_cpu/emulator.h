@@ -1,0 +1,46 @@
+// Runs CUDA kernels on the CPU, for tests: what a kernel does is then seen by the compiler's sanitizers.
+//
+// The threads of a block are fibers of one thread of the system. A fiber runs until it waits for others, so a launch
+// costs no system threads and is the same each time. ThreadSanitizer is told that fibers are threads, and what orders
+// their accesses: __syncthreads and __syncwarp do, a shuffle does not, atomics do. So it reports a missing barrier,
+// although nothing runs at the same time.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace emu {
+
+struct Index {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Of the fiber that asks.
+Index thread_index();
+Index block_index();
+Index block_size();
+Index grid_size();
+
+// Waits for all threads of the block. Ends the program if some can never come.
+void sync_threads();
+// Waits for the lanes of `mask`, all of which must come.
+void sync_warp(unsigned mask);
+// The value that lane `source` of the warp has given.
+uint64_t exchange(unsigned mask, uint64_t value, int source);
+unsigned ballot(unsigned mask, bool predicate);
+
+// Runs `kernel` for every thread of every block; returns when all have.
+void launch(Index grid, Index block, const std::function<void()>& kernel);
+
+// How many blocks are resident at once on the device that is emulated.
+int64_t resident_blocks();
+
+}  // namespace emu
+
+extern "C" {
+void emu_set_resident_blocks(int64_t blocks);
+// How many kernels have been launched since the program began.
+int64_t emu_launches();
+// Whether streams say that they are being captured. Objects that a graph would own are kept until emu_destroy_graph.
+void emu_set_capturing(int capturing);
+void emu_destroy_graph();
+}
