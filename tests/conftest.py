@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from cuda_on_cpu import backend as cuda_emulation
 
 from fusedtrain import dispatch
 
@@ -41,23 +44,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(seed)
 
 
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(name, marks=pytest.mark.gpu if name == "cuda" else ()) for name in dispatch.ORDER],
-)
-def backend(request: pytest.FixtureRequest) -> str:
-    """The name of each backend that can run here; the others are skipped with their reason."""
-    why_not = dispatch.load(request.param).why_not
-    if why_not:
-        pytest.skip(f"backend {request.param}: {why_not}")
-    return request.param
+@pytest.fixture(scope="session", params=dispatch.ORDER)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of each backend that can run here; the others are skipped with their reason. Without a GPU, "cuda" is
+    emulated on the CPU."""
+    emulated = request.param == "cuda" and not torch.cuda.is_available()
+    with cuda_emulation.installed() if emulated else nullcontext():
+        why_not = dispatch.load(request.param).why_not
+        if why_not:
+            pytest.skip(f"backend {request.param}: {why_not}")
+        yield request.param
 
 
 @pytest.fixture(scope="session")
 def device(backend: str) -> torch.device:
-    """Where tensors for ``backend`` live. Triton without a GPU runs in its interpreter, on CPU tensors."""
-    on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
-    return torch.device("cuda" if on_gpu else "cpu")
+    """Where tensors for ``backend`` live. Without a GPU those for GPUs run on CPU tensors, emulated or interpreted."""
+    return torch.device("cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

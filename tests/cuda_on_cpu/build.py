@@ -1,6 +1,6 @@
 """Builds the CUDA library for the CPU: the same kernels, launchers and bindings, compiled by g++ against an emulator.
 
-    python -m tests.cuda_on_cpu.build [address]        prints the path of the library
+    python tests/cuda_on_cpu/build.py [address]        prints the path of the library
 
 What was built stays in build/cuda_on_cpu, under a name made of everything that went into it.
 """
@@ -25,7 +25,15 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 OUT = ROOT / "build" / "cuda_on_cpu"
 
-FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=fast", "-Wno-unknown-pragmas", "-Wno-psabi"]
+FLAGS = [
+    "-std=c++20",
+    "-fPIC",
+    "-pthread",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+]
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 INCLUDES = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CSRC}"]
 OPTIMISED = ["-O1", "-g1"]

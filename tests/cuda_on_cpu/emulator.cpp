@@ -248,7 +248,8 @@ void Block::run() {
     progress |= release_block();
     if (progress) continue;
     for (const Fiber& fiber : fibers_) {
-      if (fiber.state != State::kDone) fail("threads that wait for others that never come: a barrier in divergent code");
+      if (fiber.state != State::kDone)
+        fail("threads that wait for others that never come: a barrier in divergent code");
     }
     break;
   }
@@ -305,7 +306,8 @@ unsigned ballot(unsigned mask, bool predicate) {
 
 void launch(Index grid, Index size, const std::function<void()>& kernel) {
   launches.fetch_add(1);
-  if (size.y != 1 || size.z != 1 || size.x == 0 || size.x > 1024) fail("blocks of more than one dimension or 1024 threads");
+  if (size.y != 1 || size.z != 1 || size.x == 0 || size.x > 1024)
+    fail("blocks of more than one dimension or 1024 threads");
   std::vector<Index> indices;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -313,8 +315,8 @@ void launch(Index grid, Index size, const std::function<void()>& kernel) {
     }
   }
 #if defined(EMU_THREAD_SANITIZER)
-  // Each block in a thread of its own, which has its own __shared__ memory, and all at once, so that nothing orders what
-  // two of them do but what the kernel does about it.
+  // Each block in a thread of its own, which has its own __shared__ memory, and all at once, so that nothing orders
+  // what two of them do but what the kernel does about it.
   constexpr size_t kAtOnce = 16;
   for (size_t first = 0; first < indices.size(); first += kAtOnce) {
     std::vector<std::thread> threads;

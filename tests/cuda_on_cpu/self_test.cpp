@@ -1,6 +1,6 @@
 // The emulator itself: a sum that needs every primitive.
-#include <cuda/launch.cuh>
 #include <cstdio>
+#include <cuda/launch.cuh>
 #include <vector>
 
 #include "cuda/block.cuh"
@@ -33,7 +33,8 @@ int main() {
   unsigned ticket = 0;
   double total = 0;
   for (int k = 0; k < 2; ++k) {
-    if (ft::launch(&sum_kernel, 3, 128, nullptr, x.data(), int64_t(x.size()), partial.data(), &ticket, &total)) return 1;
+    if (ft::launch(&sum_kernel, 3, 128, nullptr, x.data(), int64_t(x.size()), partial.data(), &ticket, &total))
+      return 1;
     if (total != 499500 || ticket != 0) return std::printf("sum is %g\n", total), 1;
   }
   std::puts("passed");
