@@ -1,8 +1,10 @@
 """Builds the CUDA library for the CPU: the same kernels, launchers and bindings, compiled by g++ against an emulator.
 
-    python tests/cuda_on_cpu/build.py [address]        prints the path of the library
+    python tests/cuda_on_cpu/build.py library|driver [none|address|thread]        prints the path of what it built
 
-What was built stays in build/cuda_on_cpu, under a name made of everything that went into it.
+``library`` has the operators, for pytest; ``driver`` is a program without torch that runs every kernel, for sanitizers.
+Objects stay in build/cuda_on_cpu under names made of what they were compiled from, so that a change builds no more than
+it touches.
 """
 
 from __future__ import annotations
@@ -17,26 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
-import torch
-from torch.utils.cpp_extension import include_paths
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 OUT = ROOT / "build" / "cuda_on_cpu"
 
-FLAGS = [
-    "-std=c++20",
-    "-fPIC",
-    "-pthread",
-    "-fno-math-errno",
-    "-ffp-contract=fast",
-    "-Wno-unknown-pragmas",
-    "-Wno-psabi",
-]
+FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-O1", "-g1", "-fno-math-errno", "-ffp-contract=fast"]
+FLAGS += ["-Wno-unknown-pragmas", "-Wno-psabi"]
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-INCLUDES = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CSRC}"]
-OPTIMISED = ["-O1", "-g1"]
 SANITIZERS = {
     "none": [],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DEMU_ADDRESS_SANITIZER"],
@@ -45,7 +36,7 @@ SANITIZERS = {
 
 
 class CannotBuild(Exception):
-    """Why the emulated library cannot be built here."""
+    """Why it cannot be built here."""
 
 
 def compiler() -> list[str]:
@@ -55,70 +46,79 @@ def compiler() -> list[str]:
     return command
 
 
-def kernels(csrc: Path = CSRC) -> list[Path]:
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotBuild(f"{shlex.join(command)}\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def compiled(source: Path, flags: list[str]) -> Path:
+    """The object of a source, compiled unless there is one of the same preprocessed text and flags."""
+    command = [*compiler(), *flags, *(["-x", "c++"] if source.suffix == ".cu" else [])]
+    text = run([*command, "-E", "-P", str(source)])
+    digest = hashlib.sha256(repr(flags).encode() + text.encode()).hexdigest()[:20]
+    target = OUT / f"{source.stem}_{digest}.o"
+    if not target.exists():
+        aside = target.with_suffix(f".{os.getpid()}.part")
+        run([*command, "-c", str(source), "-o", str(aside)])
+        aside.replace(target)
+    return target
+
+
+def linked(kind: str, sources: list[Path], sanitizer: str, csrc: Path, extra: list[str]) -> Path:
+    """Compiles the sources and links them into ``"library"`` or ``"driver"``."""
+    flags = [*FLAGS, f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{csrc}", *extra]
+    sanitized = [*flags, *SANITIZERS[sanitizer]]
+    # The scheduler of the emulator is not for the thread sanitizer to see: it is told what orders what.
+    scheduler = [f for f in sanitized if f != "-fsanitize=thread"]
+    OUT.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(OUT / "lock"):
+        jobs = [(source, scheduler if source.name == "emulator.cpp" else sanitized) for source in sources]
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(lambda job: compiled(*job), jobs))
+        digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
+        path = OUT / f"{kind}_{sanitizer}_{digest}{'.so' if kind == 'library' else ''}"
+        if not path.exists():
+            aside = path.with_name(path.name + ".part")
+            shared = ["-shared"] if kind == "library" else []
+            run([*compiler(), *SANITIZERS[sanitizer], *shared, *map(str, objects), "-o", str(aside), "-pthread"])
+            aside.replace(path)
+    return path
+
+
+def kernels(csrc: Path) -> list[Path]:
     return sorted((csrc / "cuda").glob("*.cu"))
-
-
-def bindings() -> list[Path]:
-    """All that the CUDA library is bound with but what is about the device itself, which library.cpp stands in for."""
-    bound = [p for p in sorted((CSRC / "bind").glob("cuda_*.cpp")) if p.name != "cuda_device.cpp"]
-    return [*sorted((CSRC / "args").glob("*.cpp")), *bound, HERE / "library.cpp"]
 
 
 def emulator() -> list[Path]:
     return [HERE / "emulator.cpp", HERE / "runtime.cpp"]
 
 
-def fingerprint(*extra: str) -> str:
-    """Of every source and header that may go into a build, and of what builds it."""
-    digest = hashlib.sha256(repr((FLAGS, STABLE, OPTIMISED, SANITIZERS, torch.__version__, extra)).encode())
-    for folder in (CSRC, HERE):
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in {".h", ".cuh", ".cu", ".cpp"}):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def compile_one(source: Path, target: Path, flags: list[str]) -> None:
-    language = ["-x", "c++"] if source.suffix == ".cu" else []
-    command = [*compiler(), *flags, "-c", *language, str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CannotBuild(f"{source.name} does not compile: {shlex.join(command)}\n{done.stderr[-4000:]}")
-
-
-def compile_all(sources: list[Path], folder: Path, flags: list[str], jobs: int) -> list[Path]:
-    targets = [folder / f"{source.parent.name}_{source.name}.o" for source in sources]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda pair: compile_one(*pair, flags), zip(sources, targets, strict=True)))
-    return targets
-
-
-def library(sanitizer: str = "none", jobs: int = 2) -> Path:
-    """The path of the emulated library, built if it has not been.
+def library(sanitizer: str = "none") -> Path:
+    """The operators on CPU tensors.
 
     Raises:
         CannotBuild: no compiler, or it does not compile.
     """
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / f"_C_emulated_{sanitizer}_{fingerprint()}.so"
-    with filelock.FileLock(OUT / "lock"):
-        if path.exists():
-            return path
-        for old in OUT.glob(f"_C_emulated_{sanitizer}_*.so"):
-            old.unlink()
-        folder = OUT / f"objects_{sanitizer}"
-        folder.mkdir(exist_ok=True)
-        flags = [*FLAGS, *OPTIMISED, *SANITIZERS[sanitizer], *INCLUDES]
-        torch_flags = [*STABLE, *(f"-isystem{include}" for include in include_paths())]
-        objects = compile_all([*kernels(), *bindings(), *emulator()], folder, flags + torch_flags, jobs)
-        aside = path.with_suffix(".part")
-        command = [*compiler(), "-shared", *SANITIZERS[sanitizer], *map(str, objects), "-o", str(aside), "-pthread"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CannotBuild(f"the emulated library does not link: {done.stderr[-4000:]}")
-        aside.replace(path)
-    return path
+    from torch.utils.cpp_extension import include_paths
+
+    # All that the CUDA library is bound with but what is about the device itself, which library.cpp stands in for.
+    bindings = [p for p in sorted((CSRC / "bind").glob("cuda_*.cpp")) if p.name != "cuda_device.cpp"]
+    sources = [*sorted((CSRC / "args").glob("*.cpp")), *bindings, HERE / "library.cpp"]
+    extra = [*STABLE, *(f"-isystem{include}" for include in include_paths())]
+    return linked("library", [*kernels(CSRC), *emulator(), *sources], sanitizer, CSRC, extra)
+
+
+def driver(sanitizer: str = "none", csrc: Path = CSRC) -> Path:
+    """A program that runs every kernel of ``csrc``.
+
+    Raises:
+        CannotBuild: no compiler, or it does not compile.
+    """
+    sources = [*kernels(csrc), *emulator(), *sorted((HERE / "driver").glob("*.cpp"))]
+    return linked("driver", sources, sanitizer, csrc, [])
 
 
 if __name__ == "__main__":
-    print(library(*sys.argv[1:]))
+    print({"library": library, "driver": driver}[sys.argv[1]](*sys.argv[2:]))
