@@ -86,8 +86,8 @@ struct GeluTanh {
     const T c = where_it_matters(x);
     const T z = twice_z(c);
     const T twice_dz = T(2 * kScale) * (T(1) + T(3 * kCubic) * c * c);
-    const T s = sigmoid(z);
-    return s + c * twice_dz * (s * sigmoid(-z));
+    const Sigmoids<T> s = sigmoids(z);
+    return s.of_x + c * twice_dz * (s.of_x * s.of_minus_x);
   }
 };
 
@@ -97,7 +97,8 @@ struct QuickGelu {
   template <class T> static FT_HD T fwd(T x) { return x * sigmoid(T(1.702) * x); }
   template <class T> static FT_HD T grad(T x) {
     const T z = T(1.702) * where_it_matters(x);
-    return sigmoid(z) * (T(1) + z * sigmoid(-z));
+    const Sigmoids<T> s = sigmoids(z);
+    return s.of_x * (T(1) + z * s.of_minus_x);
   }
 };
 
@@ -105,7 +106,10 @@ struct Silu {
   static constexpr const char* kName = "silu";
   static constexpr Saves kSaves = Saves::kInput;
   template <class T> static FT_HD T fwd(T x) { return x * sigmoid(x); }
-  template <class T> static FT_HD T grad(T x) { return sigmoid(x) * (T(1) + x * sigmoid(-x)); }
+  template <class T> static FT_HD T grad(T x) {
+    const Sigmoids<T> s = sigmoids(x);
+    return s.of_x * (T(1) + x * s.of_minus_x);
+  }
 };
 
 // tanh(softplus(x)) = n / (n + 2), n = e (e + 2), e = exp(x): here over u = exp(-|x|), which cannot overflow.

@@ -148,10 +148,17 @@ FT_HD float normal_cdf(float x) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
+// (1 - u) / (1 + u), u = exp(-2 |x|): from expm1 where 1 - u would cancel, as 1 - 2 u / (1 + u) where the error of u
+// fades.
 FT_HD float tanh(float x) {
-  const float e = expm1(-2.0f * ::fabsf(x));
-  const float magnitude = -e / (2.0f + e);
-  return x < 0.0f ? -magnitude : magnitude;
+  const float magnitude = ::fabsf(x);
+  const Reduced a = reduce(clamp(-2.0f * magnitude, -30.0f, 0.0f));
+  const float s = power_of_two(a.n), sp = s * expm1_poly(a.r);
+  const float u = s + sp, e = (s - 1.0f) + sp;
+  const bool near_one = magnitude > 0.55f;
+  const float q = (near_one ? 2.0f * u : -e) / (1.0f + u);
+  const float t = near_one ? 1.0f - q : q;
+  return x < 0.0f ? -t : t;
 }
 
 }  // namespace host
@@ -189,6 +196,18 @@ FT_HD T sigmoid(T x) {
   const T e = exp(-abs(x));
   const T s = T(1) / (T(1) + e);
   return x < T(0) ? e * s : s;
+}
+
+// sigmoid(x) and sigmoid(-x) for the price of one.
+template <class T>
+struct Sigmoids {
+  T of_x, of_minus_x;
+};
+template <class T>
+FT_HD Sigmoids<T> sigmoids(T x) {
+  const T e = exp(-abs(x));
+  const T larger = T(1) / (T(1) + e), smaller = e * larger;
+  return {x < T(0) ? smaller : larger, x < T(0) ? larger : smaller};
 }
 
 }  // namespace ft

@@ -154,4 +154,17 @@ struct Lion {
 
 using Updates = TypeList<Sgd, SgdMomentum, Adam, AdamAmsgrad, AdamW, AdamWAmsgrad, Lion>;
 
+// All that a rule needs to know beside the elements, for tensors of one group and step count. Called with p, g as it
+// was computed, and the states, it replaces these and returns p - lr u.
+template <class Rule, class C>
+struct Prepared {
+  Preparation<C> prepare;
+  C lr;
+  typename Rule::template Direction<C> direction;
+
+  FT_HD Prepared(const double* hyper, double t, double inv_scale, double clip_coef)
+      : prepare(hyper, inv_scale, clip_coef), lr(C(hyper[kLr])), direction(hyper + kLaunchHyper, t) {}
+  FT_HD C operator()(C p, C g, C* s) const { return p - lr * direction(p, prepare(p, g), s); }
+};
+
 }  // namespace ft

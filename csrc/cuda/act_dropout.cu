@@ -1,0 +1,82 @@
+// y = dropout(act(x + bias)) + residual.
+#include "cuda/act_rules.cuh"
+#include "cuda/act_walk.cuh"
+
+namespace ft {
+namespace {
+
+// The largest magnitude that is rounded to zero.
+template <class T>
+constexpr WideOf<T> kRoundsToZero = 0;
+template <>
+constexpr float kRoundsToZero<__half> = 0x1p-25f;
+template <>
+constexpr float kRoundsToZero<__nv_bfloat16> = 0x1p-134f;
+
+template <class Rule, class T>
+struct Forward {
+  using Elements = T;
+  using Wide = WideOf<T>;
+  using Inputs = Chunk<T>;
+  static constexpr int kSums = 0;
+  static constexpr int kTake = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
+  static constexpr int kBlocks = 4;
+
+  const T* x;
+  T* y;
+  Operand<T> bias, residual;
+  Wide scale;
+  bool mark;
+
+  explicit Forward(const ActLaunch& call)
+      : x(static_cast<const T*>(call.x)),
+        y(static_cast<T*>(call.out)),
+        bias(call.bias),
+        residual(call.residual),
+        scale(Wide(call.scale)),
+        mark(call.mark) {}
+
+  __device__ __forceinline__ Inputs load(At at) const { return load_chunk(x, at.start); }
+
+  __device__ __forceinline__ Wide dropped(Wide z, bool kept) const {
+    Wide v = Wide(Rule::fwd(RuleOf<T>(z))) * scale;
+    // So that the backward can tell a kept zero from a dropped one by the output alone.
+    if (mark) v = abs(v) <= kRoundsToZero<T> ? Wide(-0.0) : v;
+    return kept ? v : Wide(0);
+  }
+
+  template <class Sums>
+  __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums&) const {
+    Wide v[kChunk];
+    unpack(inputs, v);
+    if (bias.exists) bias.add_to(v, at.column());
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) v[k] = dropped(v[k], keep[k]);
+    if (residual.exists) residual.add_to(v, at.start);
+    store_chunk(y, at.start, v);
+  }
+
+  template <class Sums>
+  __device__ __forceinline__ void one(int64_t i, int64_t column, bool kept, int, Sums&) const {
+    const Wide z = widen<Wide>(x[i]);
+    const Wide v = dropped(bias.exists ? z + bias[column] : z, kept);
+    y[i] = narrow<T>(residual.exists ? v + residual[i] : v);
+  }
+};
+
+struct ForwardLauncher {
+  template <class Rule, class T>
+  static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
+    const bool has_bias = call.bias.data != nullptr;
+    const bool vectors = is_aligned(call.x) && is_aligned(call.out) && is_aligned(call.residual.data) &&
+                         (!has_bias || (is_aligned(call.bias.data) && call.width % kChunk == 0));
+    return launch_act(Forward<Rule, T>(call), Walk(call, vectors, has_bias), ColumnPlan(), stream);
+  }
+};
+
+}  // namespace
+}  // namespace ft
+
+extern "C" cudaError_t ft_cuda_act_dropout(const ft::ActLaunch* call, cudaStream_t stream) {
+  return ft::launch_by_rule_and_type<ft::ForwardLauncher>(*call, stream);
+}

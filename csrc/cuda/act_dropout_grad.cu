@@ -1,0 +1,106 @@
+// The gradient of y = dropout(act(x + bias)): dx and, in the same launch, its sum over rows.
+#include "cuda/act_rules.cuh"
+#include "cuda/act_walk.cuh"
+
+namespace ft {
+namespace {
+
+// kFromOutput: `saved` is y, and the mask is where it is not +0.0. No lanes are drawn then.
+template <class Rule, class T, bool kFromOutput>
+struct Backward {
+  using Elements = T;
+  using Wide = WideOf<T>;
+  struct Inputs {
+    Chunk<T> dy, saved;
+  };
+  static constexpr int kSums = 1;
+  static constexpr int kTake = sizeof(T) <= 4 ? 1 : 0;
+  static constexpr int kBlocks = sizeof(T) == 4 ? 2 : 3;
+
+  const T* dy;
+  const T* saved;
+  T* dx;
+  Operand<T> bias;
+  Wide scale, inverse_scale;
+  bool drops;
+
+  explicit Backward(const ActLaunch& call)
+      : dy(static_cast<const T*>(call.dy)),
+        saved(static_cast<const T*>(call.x)),
+        dx(static_cast<T*>(call.out)),
+        bias(call.bias),
+        scale(Wide(call.scale)),
+        inverse_scale(call.scale != 0 ? Wide(1 / call.scale) : Wide(1)),
+        drops(call.threshold > 0) {}
+
+  __device__ __forceinline__ Inputs load(At at) const {
+    return {load_chunk(dy, at.start), load_chunk(saved, at.start)};
+  }
+
+  __device__ __forceinline__ Wide slope(Wide s) const {
+    if constexpr (kFromOutput) {
+      return Wide(Rule::grad_from_output(RuleOf<T>(s * inverse_scale)));
+    } else {
+      return Wide(Rule::grad(RuleOf<T>(s)));
+    }
+  }
+
+  __device__ __forceinline__ Wide gradient(Wide d, Wide s, bool kept) const {
+    if constexpr (kFromOutput) kept = !drops || is_not_positive_zero(s);
+    const Wide v = d * slope(s) * scale;
+    return kept ? v : Wide(0);
+  }
+
+  template <class Sums>
+  __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums& sums) const {
+    Wide d[kChunk], s[kChunk];
+    unpack(inputs.dy, d);
+    unpack(inputs.saved, s);
+    if constexpr (!kFromOutput) {
+      if (bias.exists) bias.add_to(s, at.column());
+    }
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      d[k] = gradient(d[k], s[k], keep[k]);
+      sums.add(0, k, d[k]);
+    }
+    store_chunk(dx, at.start, d);
+  }
+
+  template <class Sums>
+  __device__ __forceinline__ void one(int64_t i, int64_t column, bool kept, int k, Sums& sums) const {
+    Wide s = widen<Wide>(saved[i]);
+    if constexpr (!kFromOutput) {
+      if (bias.exists) s += bias[column];
+    }
+    const Wide d = gradient(widen<Wide>(dy[i]), s, kept);
+    sums.add_one(0, k, d);
+    dx[i] = narrow<T>(d);
+  }
+};
+
+struct BackwardLauncher {
+  template <class Rule, class T>
+  static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
+    if constexpr (Rule::kSaves != Saves::kInput) {
+      if (call.from_output) return launch_as<Backward<Rule, T, true>>(call, false, stream);
+    }
+    return launch_as<Backward<Rule, T, false>>(call, call.bias.data != nullptr, stream);
+  }
+
+ private:
+  template <class Op>
+  static cudaError_t launch_as(const ActLaunch& call, bool has_bias, cudaStream_t stream) {
+    const bool vectors = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.out) &&
+                         (!has_bias || (is_aligned(call.bias.data) && call.width % kChunk == 0));
+    return launch_act(Op(call), Walk(call, vectors, has_bias, !call.from_output),
+                      ColumnPlan::of(call, Op::kSums, sizeof(typename Op::Wide)), stream);
+  }
+};
+
+}  // namespace
+}  // namespace ft
+
+extern "C" cudaError_t ft_cuda_act_dropout_grad(const ft::ActLaunch* call, cudaStream_t stream) {
+  return ft::launch_by_rule_and_type<ft::BackwardLauncher>(*call, stream);
+}
