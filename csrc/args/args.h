@@ -33,7 +33,7 @@ std::string dtype_name(const Tensor& x);
 inline std::vector<int64_t> shape_vector(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
 inline int32_t dtype_of(const Tensor& x) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   return dtype;
 }
 

@@ -154,10 +154,15 @@ Runs::Runs(const char* op, const char* name, const TensorList& tensors) {
     const bool copy = layout_of(tensors[i]) != Layout::kDense;
     dense.push_back(copy ? torch::stable::contiguous(tensors[i]) : tensors[i]);
     copied.push_back(copy);
-    runs.push_back({dense.back().const_data_ptr(), check_tensor(op, name, dense.back())});
-    chunker.add(int64_t(i), dense.back().numel());
+    runs.push_back({dense.back().const_data_ptr(), dense.back().numel(), check_tensor(op, name, dense.back())});
   }
-  work = chunker.finish();
+}
+
+void Runs::put_back(const TensorList& tensors) const {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    Tensor target = tensors[i];
+    if (copied[i]) torch::stable::copy_(target, dense[i]);
+  }
 }
 
 void check_scaled(const char* op, const TensorList& grads, double max_norm) {
@@ -192,6 +197,7 @@ CheckedStep::CheckedStep(const char* op, const std::string& rule_name, const Ten
 
   call.rule = rule.index;
   call.hyper = check_hyper(op, hyper, rule, rule_name);
+  call.hyper_here = !hyper.is_cpu();
   call.hyper_rows = hyper.size(0);
   call.hyper_columns = hyper.size(1);
   call.norm = check_scalar(op, "norm", norm);
@@ -239,12 +245,10 @@ CheckedStep::CheckedStep(const char* op, const std::string& rule_name, const Ten
     require(group[i] >= 0 && group[i] < call.hyper_rows, op, "group[", i, "] is ", group[i], ", but hyper has ",
             call.hyper_rows, " rows");
     row.group = int32_t(group[i]);
-    chunker.add(k, row.numel);
   }
   written.check(op);
   call.rows = rows.data();
   call.row_count = int64_t(n);
-  call.work = chunker.finish();
 }
 
 }  // namespace ft

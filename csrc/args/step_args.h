@@ -43,10 +43,10 @@ struct Runs {
   std::vector<Run> runs;
   std::vector<Tensor> dense;
   std::vector<bool> copied;
-  Chunker chunker;
-  ChunkList work;
 
   Runs(const char* op, const char* name, const TensorList& tensors);
+  // Writes the copies back to where they are from.
+  void put_back(const TensorList& tensors) const;
 };
 
 // max_norm, and gradients that are to be scaled in place.
@@ -54,9 +54,8 @@ void check_scaled(const char* op, const TensorList& grads, double max_norm);
 
 // The arguments of optim_step_ as a call that the launchers trust; holds on to what the call points to.
 struct CheckedStep {
-  StepCall call;
+  StepCall call;  // but for its plan of work, which is the launcher's
   std::vector<StepRow> rows;
-  Chunker chunker;
 
   CheckedStep(const char* op, const std::string& rule, const TensorList& params, const TensorList& grads,
               const TensorList& states, const TensorList& steps, const Tensor& hyper, const std::vector<int64_t>& group,

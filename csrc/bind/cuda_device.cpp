@@ -18,15 +18,14 @@ Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor& lik
     stride *= shape[d] > 1 ? shape[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                                                         aoti_torch_device_type_cuda(), like.get_device_index(),
-                                                         &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
+                                                  aoti_torch_device_type_cuda(), like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
 OnDevice::OnDevice(const Tensor& x) : guard_(x.get_device_index()) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);
 }
 

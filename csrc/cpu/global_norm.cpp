@@ -12,6 +12,11 @@ using torch::headeronly::ScalarType;
 constexpr const char* kNorm = "global_norm";
 constexpr const char* kScale = "clip_scale_";
 
+ChunkList plan(const Runs& list, Chunker& chunker) {
+  for (size_t i = 0; i < list.runs.size(); ++i) chunker.add(int64_t(i), list.runs[i].numel);
+  return chunker.finish();
+}
+
 Tensor new_scalar(double value, ScalarType dtype) {
   Tensor x = torch::stable::empty({}, dtype);
   if (dtype == ScalarType::Double) {
@@ -45,7 +50,8 @@ void scale_chunk(const Run& run, const Chunk& chunk, double coef) {
 std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type) {
   require(norm_type > 0, kNorm, "norm_type is ", norm_type, "; it must be > 0, or inf");
   const Runs list(kNorm, "tensors", tensors);
-  const Norm norm = norm_of(list.work, norm_type, [&](int64_t row) { return list.runs[size_t(row)]; });
+  Chunker chunker;
+  const Norm norm = norm_of(plan(list, chunker), norm_type, [&](int64_t row) { return list.runs[size_t(row)]; });
   ScalarType dtype = ScalarType::Float;
   for (const Run& run : list.runs) dtype = run.dtype == DType::kDouble ? ScalarType::Double : dtype;
   return {new_scalar(norm.value, dtype), new_scalar(norm.nonfinite ? 1 : 0, ScalarType::Float)};
@@ -57,17 +63,16 @@ void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {
   const double coef = clip_coefficient(read(total), max_norm);
   if (coef >= 1) return;
   const Runs list(kScale, "grads", grads);
-  for_tasks(list.work, int64_t{1} << 16, true, [&](int64_t task) {
-    for (int64_t i = list.work.tasks[task]; i < list.work.tasks[task + 1]; ++i) {
-      const Chunk& chunk = list.work.chunks[i];
+  Chunker chunker;
+  const ChunkList work = plan(list, chunker);
+  for_tasks(work, int64_t{1} << 16, true, [&](int64_t task) {
+    for (int64_t i = work.tasks[task]; i < work.tasks[task + 1]; ++i) {
+      const Chunk& chunk = work.chunks[i];
       const Run& run = list.runs[size_t(chunk.row)];
       run.dtype == DType::kDouble ? scale_chunk<double>(run, chunk, coef) : scale_chunk<float>(run, chunk, coef);
     }
   });
-  for (size_t i = 0; i < grads.size(); ++i) {
-    Tensor target = grads[i];
-    if (list.copied[i]) torch::stable::copy_(target, list.dense[i]);
-  }
+  list.put_back(grads);
 }
 
 }  // namespace ft

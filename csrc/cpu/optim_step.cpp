@@ -10,8 +10,11 @@ void optim_step_(const std::string& rule, const TensorList& params, const Tensor
                  const OptionalTensor& norm, const OptionalTensor& nonfinite, const OptionalTensor& inv_scale,
                  const OptionalTensor& found_inf, double max_norm, bool skip_nonfinite, const OptionalTensor& grad_norm,
                  const OptionalTensor& clip_coef, const OptionalTensor& skipped_steps) {
-  const CheckedStep checked("optim_step_", rule, params, grads, states, steps, hyper, group, norm, nonfinite, inv_scale,
+  CheckedStep checked("optim_step_", rule, params, grads, states, steps, hyper, group, norm, nonfinite, inv_scale,
                             found_inf, max_norm, skip_nonfinite, grad_norm, clip_coef, skipped_steps);
+  Chunker chunker;
+  for (size_t i = 0; i < checked.rows.size(); ++i) chunker.add(int64_t(i), checked.rows[i].numel);
+  checked.call.work = chunker.finish();
   step(checked.call);
 }
 

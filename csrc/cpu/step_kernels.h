@@ -22,17 +22,6 @@ constexpr bool states_fit(TypeList<Rules...>) {
 }
 static_assert(states_fit(Updates{}), "the table holds kMaxStates states of a tensor");
 
-// What a rule needs to know beside the elements, for tensors of one group and step count.
-template <class Rule, class C>
-struct Prepared {
-  Preparation<C> prepare;
-  C lr;
-  typename Rule::template Direction<C> direction;
-
-  Prepared(const double* hyper, double t, double inv_scale, double clip_coef)
-      : prepare(hyper, inv_scale, clip_coef), lr(C(hyper[kLr])), direction(hyper + kLaunchHyper, t) {}
-};
-
 // C, the type of the arithmetic, is float, or double for tensors of doubles.
 template <class C>
 struct StepKernels {

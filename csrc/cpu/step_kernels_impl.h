@@ -28,8 +28,7 @@ void update(const void* prepared, C* p, const C* g, C* const* states, int64_t n)
     if (kStates > 0) s[0] = s0[i];
     if (kStates > 1) s[1] = s1[i];
     if (kStates > 2) s[2] = s2[i];
-    const C u = row.direction(p[i], row.prepare(p[i], g[i]), s);
-    p[i] = p[i] - row.lr * u;
+    p[i] = row(p[i], g[i], s);
     if (kStates > 0) s0[i] = s[0];
     if (kStates > 1) s1[i] = s[1];
     if (kStates > 2) s2[i] = s[2];

@@ -27,6 +27,7 @@ struct StepRow {
 // A run of elements that is measured.
 struct Run {
   const void* x;
+  int64_t numel;
   DType dtype;
 };
 
@@ -40,8 +41,9 @@ struct ScalarRef {
 struct StepCall {
   const StepRow* rows;
   int64_t row_count;
-  ChunkList work;
+  ChunkList work;       // of launchers on the CPU
   int32_t rule;         // position in Updates
+  bool hyper_here;      // whether `hyper` is in the memory of the rows, and not of the host
   const double* hyper;  // hyper_rows rows
   int64_t hyper_rows, hyper_columns;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -135,7 +136,7 @@ class Settings(NamedTuple):
     rows: list[int]
     """Which row of its rule's table each group has."""
     tables: dict[str, Tensor]
-    """By rule: fp64 CPU (G, 4 + H), the rows of its groups."""
+    """By rule: fp64 (G, 4 + H), the rows of its groups; on the CPU, or where a hyperparameter is that is a tensor."""
     max_norm: float
     """-1 for no clipping."""
     norm_type: float
@@ -148,13 +149,38 @@ class Settings(NamedTuple):
 
 
 def table(rows: list[list[Any]]) -> Tensor:
-    """Rows of numbers and 1-element tensors as an fp64 CPU tensor (G, K); while compiling, tensors stay symbolic."""
+    """Rows of numbers and 1-element tensors as an fp64 tensor (G, K): on the CPU, or where a tensor among them is that
+    is elsewhere. Its value is not waited for, so that a captured graph steps with what it holds at each replay. While
+    compiling, tensors stay symbolic."""
+    cells = [x for row in rows for x in row]
+    device = next((x.device for x in cells if isinstance(x, Tensor) and x.device.type != "cpu"), None)
     if torch.compiler.is_compiling():
-        cells = [
-            (x.reshape(()).double() if isinstance(x, Tensor) else torch.tensor(float(x), dtype=torch.float64))
-            for row in rows
-            for x in row
-        ]
-        return torch.stack(cells).reshape(len(rows), -1)
-    flat = array.array("d", [x for row in rows for x in row])
-    return torch.frombuffer(flat, dtype=torch.float64).reshape(len(rows), -1)
+        flat = torch.stack(
+            [
+                x.reshape(()).to(device, torch.float64)
+                if isinstance(x, Tensor)
+                else torch.tensor(float(x), dtype=torch.float64, device=device)
+                for x in cells
+            ]
+        )
+    elif device is None:
+        flat = torch.frombuffer(array.array("d", cells), dtype=torch.float64)
+    else:
+        flat = flat_on(device, cells)
+    return flat.reshape(len(rows), -1)
+
+
+def flat_on(device: torch.device, cells: list[Any]) -> Tensor:
+    """Numbers and 1-element tensors as an fp64 tensor on a device, of which no value there is read by the host."""
+    places = tuple(i for i, x in enumerate(cells) if isinstance(x, Tensor) and x.device.type != "cpu")
+    known = set(places)
+    numbers_only = tuple(0.0 if i in known else float(x) for i, x in enumerate(cells))
+    base, index = _upload(device, numbers_only, places)
+    values = torch.stack([cells[i].detach().reshape(()).to(device, torch.float64) for i in places])
+    return base.index_copy(0, index, values)
+
+
+@functools.lru_cache(maxsize=16)
+def _upload(device: torch.device, cells: tuple[float, ...], places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    # Kept from step to step: a stream that is being captured copies nothing from memory of the host that is not pinned.
+    return torch.tensor(cells, dtype=torch.float64, device=device), torch.tensor(places, device=device)

@@ -36,13 +36,14 @@ def run(
         return x if x is None or x.device == batch.device else x.to(batch.device)
 
     direct = [here(x) for x in outputs]
+    table = settings.tables[batch.rule]
     op(
         batch.rule,
         batch.params,
         batch.grads,
         batch.slot_major(),
         batch.steps,
-        settings.tables[batch.rule],
+        table if table.device.type == "cpu" else here(table),
         batch.group,
         here(norm),
         here(nonfinite),

@@ -1,0 +1,131 @@
+// The norm of a list of tensors, the scaling of gradients to a norm, and a step of an update rule, for CUDA tensors.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "args/ops.h"
+#include "args/step_args.h"
+#include "bind/cuda_device.h"
+#include "cuda/step_launch.h"
+#include "cuda/table.h"
+
+namespace ft {
+namespace {
+
+constexpr const char* kNorm = "global_norm";
+constexpr const char* kScale = "clip_scale_";
+constexpr const char* kStep = "optim_step_";
+
+// Memory of the device for one call: torch keeps it until what is under way on the stream is done.
+class Workspace {
+ public:
+  Workspace(int64_t bytes, const Tensor& like) : tensor_(empty({bytes}, aoti_torch_dtype_uint8(), like)) {}
+  char* data() const { return static_cast<char*>(tensor_.data_ptr()); }
+
+ private:
+  Tensor tensor_;
+};
+
+std::vector<DeviceRun> device_runs(const Runs& list) {
+  std::vector<DeviceRun> runs;
+  runs.reserve(list.runs.size());
+  for (const Run& run : list.runs) runs.push_back({const_cast<void*>(run.x), run.numel, run.dtype});
+  return runs;
+}
+
+ScalarRef new_scalar(bool is_double, const Tensor& like, Tensor& owner) {
+  owner = empty({}, is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), like);
+  return {owner.data_ptr(), is_double ? DType::kDouble : DType::kFloat};
+}
+
+// Throws unless a scalar is on the device that the kernel runs on: its memory may be out of reach of others.
+void check_with(const char* name, const OptionalTensor& x, const Tensor& param) {
+  if (x) check_same_device(kStep, name, *x, "params[0]", param);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type) {
+  require(norm_type > 0, kNorm, "norm_type is ", norm_type, "; it must be > 0, or inf");
+  require(!tensors.empty(), kNorm, "tensors is empty, so there is no device to put the norm on; pass a tensor");
+  const OnDevice here(tensors[0]);
+  const Runs list(kNorm, "tensors", tensors);
+  const std::vector<DeviceRun> runs = device_runs(list);
+  const TableLayout<DeviceRun> layout(runs.data(), int64_t(runs.size()), 0);
+  const Workspace workspace(layout.bytes, tensors[0]);
+  char* const memory = workspace.data();
+
+  NormArgs args;
+  args.norm_type = norm_type;
+  for (const DeviceRun& run : runs) args.has_double |= run.dtype == DType::kDouble;
+  args.partials = layout.partial(memory);
+  args.ticket = layout.ticket(memory, 0);
+  Tensor norm, nonfinite;
+  args.norm = new_scalar(args.has_double, tensors[0], norm);
+  args.nonfinite = new_scalar(false, tensors[0], nonfinite);
+  check(layout.upload(runs.data(), nullptr, memory, here.stream()), kNorm);
+  const DeviceTable<DeviceRun> table = layout.table(memory);
+  check(ft_cuda_norm_of_runs(&table, &args, here.stream()), kNorm);
+  return {norm, nonfinite};
+}
+
+void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {
+  check_scaled(kScale, grads, max_norm);
+  const ScalarRef total = check_scalar(kScale, "norm", norm);
+  if (grads.empty()) return;
+  check_same_device(kScale, "norm", norm, "grads[0]", grads[0]);
+  const OnDevice here(grads[0]);
+  const Runs list(kScale, "grads", grads);
+  const std::vector<DeviceRun> runs = device_runs(list);
+  const TableLayout<DeviceRun> layout(runs.data(), int64_t(runs.size()), 0);
+  const Workspace workspace(layout.bytes, grads[0]);
+  check(layout.upload(runs.data(), nullptr, workspace.data(), here.stream()), kScale);
+  const DeviceTable<DeviceRun> table = layout.table(workspace.data());
+  check(ft_cuda_clip_scale(&table, total, max_norm, here.stream()), kScale);
+  list.put_back(grads);
+}
+
+void optim_step_(const std::string& rule, const TensorList& params, const TensorList& grads, const TensorList& states,
+                 const TensorList& steps, const Tensor& hyper, const std::vector<int64_t>& group,
+                 const OptionalTensor& norm, const OptionalTensor& nonfinite, const OptionalTensor& inv_scale,
+                 const OptionalTensor& found_inf, double max_norm, bool skip_nonfinite, const OptionalTensor& grad_norm,
+                 const OptionalTensor& clip_coef, const OptionalTensor& skipped_steps) {
+  const CheckedStep checked(kStep, rule, params, grads, states, steps, hyper, group, norm, nonfinite, inv_scale,
+                            found_inf, max_norm, skip_nonfinite, grad_norm, clip_coef, skipped_steps);
+  if (params.empty()) return;
+  const StepCall& call = checked.call;
+  const Tensor& like = params[0];
+  if (call.hyper_here) check_same_device(kStep, "hyper", hyper, "params[0]", like);
+  check_with("norm", norm, like);
+  check_with("nonfinite", nonfinite, like);
+  check_with("inv_scale", inv_scale, like);
+  check_with("found_inf", found_inf, like);
+  check_with("grad_norm", grad_norm, like);
+  check_with("clip_coef", clip_coef, like);
+  check_with("skipped_steps", skipped_steps, like);
+
+  const OnDevice here(like);
+  const double* const uploaded_hyper = call.hyper_here ? nullptr : call.hyper;
+  const int64_t hyper_size = call.hyper_here ? 0 : call.hyper_rows * call.hyper_columns;
+  const TableLayout<StepRow> layout(call.rows, call.row_count, hyper_size);
+  const Workspace workspace(layout.uploaded, like);
+  char* const memory = workspace.data();
+  check(layout.upload(call.rows, uploaded_hyper, memory, here.stream()), kStep);
+
+  StepArgs args = {};
+  args.table = layout.table(memory);
+  args.pending = layout.pending(memory);
+  args.ticket = layout.ticket(memory, 0);
+  args.hyper = call.hyper_here ? call.hyper : reinterpret_cast<const double*>(memory + layout.hyper);
+  args.hyper_columns = call.hyper_columns;
+  args.norm = call.norm;
+  args.nonfinite = call.nonfinite;
+  args.inv_scale = call.inv_scale;
+  args.found_inf = call.found_inf;
+  args.max_norm = call.max_norm;
+  args.skip_nonfinite = call.skip_nonfinite;
+  args.grad_norm = call.grad_norm;
+  args.clip_coef = call.clip_coef;
+  args.skipped_steps = call.skipped_steps;
+  check(ft_cuda_optim_step(call.rule, &args, here.stream()), kStep);
+}
+
+}  // namespace ft

@@ -1,0 +1,72 @@
+// Tables of many tensors in the memory of the device: where their parts lie, and how they get there.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "cuda/step_launch.h"
+#include "cuda/upload.h"
+
+namespace ft {
+
+// Parts of one block of memory, one behind the other. What is uploaded comes first.
+class Packing {
+ public:
+  // The offset of a new part.
+  int64_t add(int64_t bytes) {
+    constexpr int64_t kAlignment = 16;
+    const int64_t offset = bytes_;
+    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+// Where the parts of a table of rows are.
+template <class Row>
+struct TableLayout {
+  int64_t row_count, chunk_count = 0;
+  int64_t rows, first_chunk, counters, hyper, uploaded, partials, bytes;
+
+  // What a step or a norm counts with: two tickets, then for each row its pending chunks. All are 0 when uploaded.
+  static constexpr int64_t kTickets = 2;
+
+  TableLayout(const Row* from, int64_t count, int64_t hyper_size) : row_count(count) {
+    for (int64_t i = 0; i < count; ++i) chunk_count += device_chunks(from[i].numel);
+    Packing packing;
+    rows = packing.add(count * int64_t(sizeof(Row)));
+    first_chunk = packing.add((count + 1) * int64_t(sizeof(int64_t)));
+    counters = packing.add((kTickets + count) * int64_t(sizeof(unsigned)));
+    hyper = packing.add(hyper_size * int64_t(sizeof(double)));
+    uploaded = packing.bytes();
+    partials = packing.add(norm_partials(chunk_count) * int64_t(sizeof(NormPartial)));
+    bytes = packing.bytes();
+  }
+
+  DeviceTable<Row> table(char* memory) const {
+    return {reinterpret_cast<const Row*>(memory + rows), reinterpret_cast<const int64_t*>(memory + first_chunk),
+            row_count, chunk_count};
+  }
+  unsigned* ticket(char* memory, int which) const { return reinterpret_cast<unsigned*>(memory + counters) + which; }
+  unsigned* pending(char* memory) const { return ticket(memory, kTickets); }
+  NormPartial* partial(char* memory) const { return reinterpret_cast<NormPartial*>(memory + partials); }
+
+  // Brings rows, counters and hyperparameters (of the host; null for none) to the device, in one copy.
+  cudaError_t upload(const Row* from, const double* hyper_from, char* memory, cudaStream_t stream) const {
+    Upload staged{size_t(uploaded), stream};
+    if (staged.error() != cudaSuccess) return staged.error();
+    char* const to = static_cast<char*>(staged.data());
+    if (row_count > 0) std::memcpy(to + rows, from, size_t(row_count) * sizeof(Row));
+    int64_t* const first = reinterpret_cast<int64_t*>(to + first_chunk);
+    first[0] = 0;
+    for (int64_t i = 0; i < row_count; ++i) first[i + 1] = first[i] + device_chunks(from[i].numel);
+    std::memset(to + counters, 0, size_t(hyper - counters));
+    if (hyper_from != nullptr) std::memcpy(to + hyper, hyper_from, size_t(uploaded - hyper));
+    return staged.send(memory, size_t(uploaded));
+  }
+};
+
+}  // namespace ft

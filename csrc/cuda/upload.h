@@ -1,0 +1,33 @@
+// Memory of the host from which a table goes to the device.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace ft {
+
+struct PinnedBuffer;
+
+// A piece of pinned memory for one upload. Afterwards it is used again once the copy is done: an event tells. A copy
+// that is captured into a graph is done at every replay, and the memory belongs to the graph then.
+class Upload {
+ public:
+  Upload(size_t bytes, cudaStream_t stream);
+  ~Upload();
+  Upload(const Upload&) = delete;
+  Upload& operator=(const Upload&) = delete;
+
+  cudaError_t error() const { return error_; }
+  void* data() const;
+  // Copies `bytes` to the device, asynchronously.
+  cudaError_t send(void* to, size_t bytes);
+
+ private:
+  PinnedBuffer* buffer_ = nullptr;
+  cudaStream_t stream_;
+  cudaGraph_t graph_ = nullptr;
+  bool capturing_ = false;
+  cudaError_t error_ = cudaSuccess;
+};
+
+}  // namespace ft
