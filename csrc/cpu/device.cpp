@@ -38,8 +38,8 @@ Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor&) {
     stride *= std::max<int64_t>(shape[d], 1);
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor y(handle);
   advise_huge_pages(y);
   return y;

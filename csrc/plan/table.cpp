@@ -44,7 +44,7 @@ DType float_type_or_refuse(const DLTensor& x, const char* what) {
 
 StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
                      const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
-                     const py::list& steps)
+                     const py::list& steps, const py::object& hold, uintptr_t unchanged, uintptr_t release)
     : reader_(tensor_type),
       parameter_type_(parameter_type),
       groups_(groups),
@@ -76,6 +76,7 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(state.ptr(), &at, &key, &value);) items_.emplace_back(keep(key), keep(value));
   check_overlap();
+  hold_states(hold, unchanged, release);
   grads_.reserve(rows_.size());
   work_ = chunker_.finish();
 }
@@ -152,6 +153,19 @@ void StepTable::check_overlap() const {
   }
 }
 
+void StepTable::hold_states(const py::object& hold, uintptr_t unchanged, uintptr_t release) {
+  py::list states;
+  for (size_t i = 0; i < known_.size(); ++i) {
+    if (i % (keys_.size() + 2) != 0) states.append(py::reinterpret_borrow<py::object>(known_[i].object));
+  }
+  held_ = Held(hold(states).cast<uintptr_t>(), unchanged, release);
+  // What the library has seen must be what was checked above: another thread may have been there in between.
+  void* data;
+  for (const Known& known : known_) {
+    if (!this->unchanged(known, true, data)) refuse("a state that changed meanwhile");
+  }
+}
+
 bool StepTable::unchanged(const Known& known, bool same_memory, void*& data) const {
   DLTensor x;
   if (!reader_.read(known.object, x)) return false;
@@ -192,12 +206,12 @@ bool StepTable::states_unchanged(PyObject* state) const {
   for (size_t i = 0; i < rows_.size(); ++i) {
     if (!unchanged(*known++, true, data)) return false;
     for (const py::object& name : keys_) {
-      if (item(entries_[i], name) != known->object || !unchanged(*known++, true, data)) return false;
+      if (item(entries_[i], name) != (known++)->object) return false;
     }
     if (step_in_entry_[i] && item(entries_[i], step_name_) != known->object) return false;
-    if (!unchanged(*known++, true, data)) return false;
+    ++known;
   }
-  return true;
+  return held_.unchanged();
 }
 
 bool StepTable::take_gradients() {
@@ -263,6 +277,7 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
     throw std::invalid_argument("StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU");
   }
   call.hyper = static_cast<const double*>(data_of(table));
+  call.hyper_here = true;
   call.hyper_rows = table.shape[0];
   call.hyper_columns = table.shape[1];
   call.rows = rows_.data();

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/held.h"
 #include "plan/step_table.h"
 #include "plan/tensors.h"
 
@@ -17,11 +18,12 @@ class StepTable {
  public:
   // groups: the optimizer's param_groups; rows: the row of hyperparameters of each. state: the optimizer's state. For
   // each parameter with a gradient, in order: its entry in `state` (None if it has none), which has the states under
-  // `keys`, and its count of steps. Throws std::invalid_argument if any of it is not what a table can hold: plain dense
-  // CPU tensors of floating types.
+  // `keys`, and its count of steps. hold: the operator hold_tensors of the library; unchanged, release: the functions
+  // that belong to it. Throws std::invalid_argument if any of it is not what a table can hold: plain dense CPU tensors
+  // of floating types.
   StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
             const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
-            const py::list& steps);
+            const py::list& steps, const py::object& hold, uintptr_t unchanged, uintptr_t release);
   ~StepTable() { drop_gradients(); }
   StepTable(const StepTable&) = delete;
   StepTable& operator=(const StepTable&) = delete;
@@ -61,6 +63,7 @@ class StepTable {
   void add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group);
   Known know(PyObject* x, DLTensor& seen, const char* what);
   bool unchanged(const Known& known, bool same_memory, void*& data) const;
+  void hold_states(const py::object& hold, uintptr_t unchanged, uintptr_t release);
   bool groups_unchanged(PyObject* groups);
   bool states_unchanged(PyObject* state) const;
   bool take_gradients();
@@ -81,6 +84,9 @@ class StepTable {
   std::vector<PyObject*> entries_;                      // of each row in it
   std::vector<bool> step_in_entry_;
   std::vector<Known> known_;  // of each row: p, the states, step
+  // The states and steps. Not the parameters: torch.utils.swap_tensors refuses a tensor that is held elsewhere, and may
+  // leave a parameter the same object with another tensor inside.
+  Held held_;
   std::vector<Known> known_grads_;
   std::vector<int64_t> dims_;
   std::vector<PyObject*> grads_;  // owned between refresh() and step()

@@ -60,6 +60,8 @@ class StepLauncher:
     def __init__(self, plan: ModuleType, library: ctypes.CDLL) -> None:
         self._plan = plan
         self._launch = ctypes.cast(library.ft_cpu_optim_step, ctypes.c_void_p).value
+        held = (library.ft_held_unchanged, library.ft_release_tensors)
+        self._held = tuple(ctypes.cast(function, ctypes.c_void_p).value for function in held)
         self._rules = {rule: library.ft_cpu_update_rule(rule.encode()) for rule in rules.UPDATES}
 
     def table(
@@ -85,7 +87,9 @@ class StepLauncher:
             ValueError: a tensor that is not plain dense memory on the CPU, of a floating type and in the layout of its
                 parameter, or memory that would be written twice.
         """
-        return self._plan.StepTable(torch.Tensor, torch.nn.Parameter, groups, rows, state, keys, entries, steps)
+        types = (torch.Tensor, torch.nn.Parameter)
+        hold = torch.ops.fusedtrain.hold_tensors.default
+        return self._plan.StepTable(*types, groups, rows, state, keys, entries, steps, hold, *self._held)
 
     def step(
         self,
@@ -130,7 +134,7 @@ def step_launcher() -> StepLauncher | None:
         return None
     library = ctypes.CDLL(str(_FOLDER / _LIBRARIES["cpu"]))
     library.ft_cpu_step_abi.restype = ctypes.c_int64
-    same_sources = library.ft_cpu_step_abi() == plan.STEP_ABI
+    same_sources = library.ft_cpu_step_abi() == plan.STEP_ABI and hasattr(library, "ft_held_unchanged")
     return StepLauncher(plan, library) if same_sources and plan.reads_tensors(torch.Tensor) else None
 
 

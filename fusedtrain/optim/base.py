@@ -198,14 +198,16 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> Settings:
         """The hyperparameters of this step; checked and tabulated anew only if any has changed."""
+        known, seen = self._seen or ([], None)
+        if seen is not None and planned.same_values(self.param_groups, self._reads, known):
+            return seen
         read = [self._get(group) for group in self.param_groups]
-        if self._seen is not None:
+        if seen is not None:
             try:
-                if self._seen[0] == read:
-                    return self._seen[1]
+                if known == read:
+                    return seen
             except RuntimeError:  # a tensor of several elements has no truth value: the check below says it better
                 pass
-        known = self._seen[0] if self._seen is not None else []
         for i, group in enumerate(self.param_groups):
             changed = group
             if i < len(known):  # the values known are good: of many groups a scheduler changes one or two keys each
@@ -233,21 +235,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
         tables: dict[str, list[list[Any]]] = {}
         for group in self.param_groups:
             rule = self._rule(group)
-            bound = group["clip_value"]
-            sign, bound = -1.0 if group["maximize"] else 1.0, torch.inf if bound is None else bound
+            sign, bound = -1.0 if group["maximize"] else 1.0, group["clip_value"]
             table = tables.setdefault(rule, [])
             rules.append(rule)
             rows.append(len(table))
-            table.append([group["lr"], sign, bound, group["l1"], *self._row(group)])
+            table.append([group["lr"], sign, torch.inf if bound is None else bound, group["l1"], *self._row(group)])
         first = self.param_groups[0]
-        return Settings(
-            rules,
-            rows,
-            {rule: hyper.table(table) for rule, table in tables.items()},
-            -1.0 if first["max_norm"] is None else float(first["max_norm"]),
-            float(first["norm_type"]),
-            first["nonfinite"],
-        )
+        max_norm = -1.0 if first["max_norm"] is None else float(first["max_norm"])
+        hypers = {rule: hyper.table(table) for rule, table in tables.items()}
+        return Settings(rules, rows, hypers, max_norm, float(first["norm_type"]), first["nonfinite"])
 
     # Gathering
 

@@ -35,7 +35,7 @@ def step_counter(value: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(value, Tensor) and value.dtype in _STEP_DTYPES:
         return value.detach().reshape(()).to(device, copy=True)
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    return torch.tensor(float(value), dtype=dtype, device=device)
+    return torch.full((), float(value), dtype=dtype, device=device)  # torch.tensor would wait for the device
 
 
 def state_dtype(p: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ states loaded, parameters exchanged), and steps aside as soon as anything but th
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +22,22 @@ from fusedtrain.rules import UPDATES
 if TYPE_CHECKING:
     from fusedtrain.optim.base import ClippedOptimizer
 
+try:
+    _same_values = importlib.import_module("fusedtrain._plan").same_values
+except (ImportError, AttributeError):  # not built, or not from these sources
+    _same_values = None
+
 _CPU = torch.device("cpu")
 _PATIENCE = 4
 """After so many tables in a row that served no step, as when gradients come and go,"""
 _PAUSE = 64
 """this many steps pass before another is built."""
+
+
+def same_values(groups: list[dict[str, Any]], keys: tuple[str, ...], values: list[Any]) -> bool:
+    """Whether each group has under these keys the very objects of its tuple of values; False if `_plan` is not there to
+    tell. Of hundreds of groups, reading and comparing them here takes as long as the step."""
+    return _same_values is not None and _same_values(groups, keys, values)
 
 
 class Table:
@@ -50,7 +62,8 @@ class Table:
         if settings.rules is not self.rules and settings.rules != self.rules:
             return None
         scale, found_inf = launch.amp(opt)
-        if any(x is not None and x.device.type != "cpu" for x in (scale, found_inf, opt._skipped)):
+        table = settings.tables[self.rule]
+        if any(x is not None and x.device.type != "cpu" for x in (table, scale, found_inf, opt._skipped)):
             return None
         if not self.table.refresh(opt.param_groups, opt.state):
             return None
@@ -61,7 +74,7 @@ class Table:
         self.launcher.step(
             self.table,
             self.rule,
-            settings.tables[self.rule],
+            table,
             settings.norm_type if settings.measures else 0.0,
             scale,
             found_inf,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -173,11 +174,27 @@ def test_A17_exchanged_parameters_states_and_gradients() -> None:
     def replace(x: Tensor) -> None:
         x.data = x.data.clone()
 
+    def transpose(x: Tensor) -> None:
+        x.data = x.data.t().contiguous().t()
+
+    def widen(x: Tensor) -> None:
+        x.data = x.data.double()
+
+    def swap(p: torch.nn.Parameter) -> None:
+        other = torch.nn.Parameter(p.detach().clone())
+        other.grad = p.grad
+        torch.utils.swap_tensors(p, other)
+
     changes: dict[str, Callable[[Any, list[torch.nn.Parameter]], object]] = {
         "p.data": lambda opt, ps: replace(ps[3]),
         "p.grad": lambda opt, ps: setattr(ps[3], "grad", ps[3].grad.clone()),  # type: ignore[union-attr]
         "state object": lambda opt, ps: opt.state[ps[3]].update(exp_avg=opt.state[ps[3]]["exp_avg"].clone()),
         "state memory": lambda opt, ps: replace(opt.state[ps[3]]["exp_avg_sq"]),
+        "state set_": lambda opt, ps: opt.state[ps[3]]["exp_avg"].set_(opt.state[ps[3]]["exp_avg"].clone()),
+        "state strides": lambda opt, ps: transpose(opt.state[ps[3]]["exp_avg"]),
+        "state dtype": lambda opt, ps: widen(opt.state[ps[3]]["exp_avg"]),
+        "step set_": lambda opt, ps: opt.state[ps[0]]["step"].set_(torch.tensor(9.0)),
+        "parameter swapped": lambda opt, ps: swap(ps[3]),
         "shared memory": lambda opt, ps: opt.state[ps[3]]["exp_avg_sq"].share_memory_(),
         "step object": lambda opt, ps: opt.state[ps[0]].update(step=torch.tensor(9.0)),
         "step memory": lambda opt, ps: replace(opt.state[ps[0]]["step"]),
@@ -256,6 +273,27 @@ def test_a_gradient_is_let_go_after_the_step() -> None:
     opt.zero_grad()
     gc.collect()
     assert dead
+
+
+def test_states_that_a_table_holds_go_with_the_optimizer() -> None:
+    params = parameters()
+    opt = ft.optim.AdamW(params)
+    for seed in range(3):
+        give_gradients(params, seed)
+        opt.step()
+    assert has_table(opt)
+    replaced = opt.state[params[0]]["exp_avg"]
+    opt.state[params[0]]["exp_avg"] = replaced.clone()
+    last = [weakref.ref(replaced), *(weakref.ref(x) for x in opt.state[params[1]].values())]
+    del replaced
+    give_gradients(params, 4)
+    opt.step()
+    gc.collect()
+    assert last[0]() is None
+    assert all(x() is not None for x in last[1:])
+    del opt
+    gc.collect()
+    assert all(x() is None for x in last)
 
 
 def test_versions_are_bumped() -> None:

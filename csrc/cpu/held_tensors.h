@@ -1,0 +1,38 @@
+// Tensors that are held from one step to the next, to be looked at without Python: for the table of a repeated step.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "args/args.h"
+
+namespace ft {
+
+// Holds the tensors themselves, not what they refer to now: `x.data = y` or `x.resize_(n)` is seen.
+class HeldTensors {
+ public:
+  explicit HeldTensors(const TensorList& tensors);
+
+  // Whether the memory, shape, strides, type and device of each are what they were.
+  bool unchanged() const;
+
+ private:
+  struct Seen {
+    void* data;
+    int64_t dims;
+    int32_t dtype, device_type, device_index;
+    size_t extents;  // where its shape, and then its strides, are in extents_
+  };
+  static bool look(AtenTensorHandle x, Seen& seen, const int64_t*& shape, const int64_t*& strides);
+
+  TensorList tensors_;
+  std::vector<Seen> seen_;
+  std::vector<int64_t> extents_;
+};
+
+// The operator: the address of a new HeldTensors, which the caller gives back to ft_release_tensors.
+int64_t hold_tensors(const TensorList& tensors);
+
+}  // namespace ft
+
+extern "C" __attribute__((visibility("default"))) int ft_held_unchanged(const ft::HeldTensors* held);
+extern "C" __attribute__((visibility("default"))) void ft_release_tensors(ft::HeldTensors* held);
