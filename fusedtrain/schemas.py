@@ -40,7 +40,8 @@ SCHEMAS: dict[str, str] = {
     "clip_scale_": "(Tensor(a!)[] grads, Tensor norm, float max_norm) -> ()",
     # One step of a rule over a list of tensors.
     #   states: slot-major, states[slot * len(params) + i]; steps: one 0-dim tensor per parameter, incremented here
-    #   hyper: fp64 CPU (G, 4 + H), a row per group: rules.LAUNCH_HYPER, then the rule's own; group: a parameter's row
+    #   hyper: fp64 (G, 4 + H), on the CPU or with params: a row per group, rules.LAUNCH_HYPER, then the rule's own
+    #   group: the row of each parameter
     #   norm: of the gradients before unscaling, with max_norm (< 0: no clipping); inv_scale, found_inf: 0-dim or (1,)
     #   the step is skipped, everything bitwise unchanged, if found_inf != 0 or (skip_nonfinite and nonfinite != 0)
     #   grad_norm, clip_coef: 0-dim outputs (norm after unscaling; factor applied); skipped_steps: int64 (), += 1

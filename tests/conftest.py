@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections import Counter
@@ -16,6 +17,9 @@ import torch
 from cuda_on_cpu import backend as cuda_emulation
 
 from fusedtrain import dispatch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton asks when it is imported, and kernels when they are defined
 
 # Derandomised: a run is a function of the source. Kernels that compile on first use know no deadline.
 hypothesis.settings.register_profile(

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "fusedtrain.rng": set(),
     "fusedtrain.schemas": set(),
     "fusedtrain.testing": set(),
-    "fusedtrain.backends": {"fusedtrain.backends.Backend", "fusedtrain.backends.triton_rules", *BASE},
+    "fusedtrain.backends": {"fusedtrain.backends.Backend", *BASE},
     "fusedtrain.dispatch": {"fusedtrain.backends.Backend"},  # the modules of the backends only lazily, by importlib
     "fusedtrain.checks": {"fusedtrain.rules"},
     "fusedtrain.functional": {
@@ -44,6 +44,8 @@ MAY_IMPORT = {
     "fusedtrain.fuse": {*USERS, "fusedtrain.nn"},
     "fusedtrain.optim": {*USERS, "fusedtrain.optim", "fusedtrain._plan"},
 }
+TRITON = {f"fusedtrain.backends.{path.stem}" for path in (PACKAGE / "backends").glob("triton_*.py")}
+"""One backend in several modules, which may import one another."""
 NO_TORCH_OPS = ("fusedtrain.nn", "fusedtrain.optim", "fusedtrain.fuse", "fusedtrain.dispatch", "fusedtrain.rules")
 
 
@@ -55,6 +57,8 @@ def module_name(path: Path) -> str:
 def row(module: str) -> set[str] | None:
     """What this module may import, or None if it may import anything."""
     parts = module.split(".")
+    if module in TRITON:
+        return MAY_IMPORT["fusedtrain.backends"] | TRITON
     for n in range(len(parts), 1, -1):
         allowed = MAY_IMPORT.get(".".join(parts[:n]))
         if allowed is not None:
@@ -87,7 +91,7 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
     stem = module.rpartition(".")[2]
     for name in sorted(imports(source, module, is_package)):
         if covers("triton", name) and not (
-            module.startswith("fusedtrain.backends.triton_") or module == "fusedtrain.env"
+            module.startswith("fusedtrain.backends.triton_") or module in ("fusedtrain.env", "fusedtrain.bench.timers")
         ):
             found.append(f"{module} imports {name}: Triton belongs in backends/triton_*.py")
         if covers("fusedtrain", name) and allowed is not None:
@@ -129,6 +133,12 @@ def unsafe_program_ids(source: str) -> list[str]:
     """Calls of ``tl.program_id`` whose result is not widened at once: 32-bit offsets wrap beyond 2**31 elements."""
     widened = r"tl\.program_id\([^()]*\)\.to\(tl\.int64\)|tl\.cast\(tl\.program_id\([^()]*\),\s*tl\.int64\)"
     return re.findall(r"tl\.program_id\([^()]*\)", re.sub(widened, "", source))
+
+
+def forbidden_in_kernels(source: str) -> list[str]:
+    """Random numbers of Triton's library, whose results change between its versions, and tuning, which runs kernels
+    that write several times."""
+    return re.findall(r"\btl\.(?:rand\w*|philox\w*)|\btriton\.(?:autotune|heuristics)\b", source)
 
 
 STANDARD = re.compile(r"[a-z_0-9]+|(stdint|stddef|math|string|stdlib)\.h")
@@ -191,6 +201,11 @@ def test_program_ids_are_widened() -> None:
     assert found == {}
 
 
+def test_kernels_draw_their_own_numbers_and_are_not_tuned() -> None:
+    found = {str(p): names for p in PYTHON_FILES if (names := forbidden_in_kernels(p.read_text("utf-8")))}
+    assert found == {}
+
+
 def test_sources_of_cpp_are_free_of_fast_math_and_narrow_sizes() -> None:
     text = "\n".join(path.read_text("utf-8") for path in C_FILES) + (ROOT / "setup.py").read_text("utf-8")
     assert re.findall(r"[\"']-f(?:fast-math|unsafe-math-optimizations|finite-math-only)", text) == []
@@ -209,6 +224,8 @@ def test_sources_of_cpp_are_free_of_fast_math_and_narrow_sizes() -> None:
         ("fusedtrain.backends.native", "from fusedtrain.backends import reference"),
         ("fusedtrain.backends.native", "from fusedtrain import functional"),
         ("fusedtrain.backends.native", "import triton"),
+        ("fusedtrain.backends.native", "from fusedtrain.backends import triton_rules"),
+        ("fusedtrain.backends.triton_act", "from fusedtrain.backends import native"),
         ("fusedtrain.dispatch", "from fusedtrain.backends import native"),
         ("fusedtrain.dispatch", "from fusedtrain import optim"),
         ("fusedtrain.functional", "from fusedtrain.backends import reference"),
@@ -253,6 +270,11 @@ def test_the_program_id_check_sees_violations() -> None:
     assert unsafe_program_ids("pid = tl.program_id(0)\n") == ["tl.program_id(0)"]
     assert unsafe_program_ids("pid = tl.program_id(axis=1).to(tl.int32)") == ["tl.program_id(axis=1)"]
     assert unsafe_program_ids("pid = tl.program_id(0).to(tl.int64)") == []
+
+
+def test_the_check_of_kernels_sees_violations() -> None:
+    assert forbidden_in_kernels("x = tl.rand(seed, i)\ny = tl.philox(s, a, b, c, d)") == ["tl.rand", "tl.philox"]
+    assert forbidden_in_kernels("@triton.autotune(configs)\ndef kernel(x): ...") == ["triton.autotune"]
 
 
 def test_the_package_under_test_is_this_one() -> None:

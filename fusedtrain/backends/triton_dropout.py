@@ -1,0 +1,82 @@
+"""What dropout does to an element, in Triton: see the RNG contract in `fusedtrain.rng`.
+
+What drops is a tuple ``(seed, offset, threshold)``, or None if nothing does.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fusedtrain import rng
+from fusedtrain.backends.triton_chunks import SPAN
+from fusedtrain.backends.triton_philox import lanes, read_state
+
+LEVELS = tl.constexpr(rng.LEVELS)
+
+
+@triton.jit
+def read_drop(rng_state, threshold):
+    drop = None
+    if rng_state is not None:
+        seed, offset = read_state(rng_state)
+        drop = (seed, offset, threshold)
+    return drop
+
+
+@triton.jit
+def keep(drop, chunk):
+    """Which elements of the chunks are kept: (C,) -> (C, 8); None if nothing drops."""
+    kept = None
+    if drop is not None:
+        kept = lanes(drop[0], drop[1], chunk) >= drop[2].to(tl.uint32)
+    return kept
+
+
+@triton.jit
+def keep_bits(drop, chunk):
+    """The same as bits: int32 (C,)."""
+    bits = None
+    if drop is not None:
+        bits = tl.sum(keep(drop, chunk).to(tl.int32) << tl.arange(0, 8)[None, :], 1)
+    return bits
+
+
+@triton.jit
+def kept_span(bits, k):
+    """Of the elements from the k-th on: (C,) -> (C, SPAN)."""
+    kept = None
+    if bits is not None:
+        kept = (bits[:, None] >> (k.to(tl.int32) + tl.arange(0, SPAN))[None, :]) & 1 != 0
+    return kept
+
+
+@triton.jit
+def kept_levels(threshold):
+    """65536 - threshold, or 65536 if none is kept: then it does not matter, but nothing is divided by 0."""
+    return tl.where(threshold < LEVELS, threshold * -1 + LEVELS, LEVELS)
+
+
+@triton.jit
+def kept_scale(threshold, T: tl.constexpr):
+    """What kept values are multiplied by: 65536 / (65536 - threshold), 0 if none is kept."""
+    levels = tl.where(threshold < LEVELS, LEVELS, 0).to(tl.float64)
+    return (levels / kept_levels(threshold).to(tl.float64)).to(T)
+
+
+@triton.jit
+def unscale(y, threshold):
+    return y * (kept_levels(threshold).to(y.dtype) * (1 / LEVELS))
+
+
+@triton.jit
+def mark_zeros(y):
+    """Makes zeros -0.0. By a product: Triton takes a constant -0.0, and the opposite of 0.0, for 0.0."""
+    return tl.where(y == 0, tl.abs(y) * -1.0, y)
+
+
+@triton.jit
+def is_not_positive_zero(y):
+    """All but what is dropped by a forward that marks kept zeros."""
+    return y.to(tl.int64 if y.dtype == tl.float64 else tl.int32, bitcast=True) != 0

@@ -1,0 +1,49 @@
+"""Philox4x32-10 in Triton, in the counter layout of the RNG contract (`fusedtrain.rng`): one counter gives the lanes of
+eight consecutive elements.
+
+Triton's own is not used: it draws for one element at a time, from other counters, and may change.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, k0, k1):
+    """Ten rounds on four counter words and two key words, uint32."""
+    for _ in tl.static_range(10):
+        # Products of 64 bits: both of their words for one instruction.
+        product0 = c0.to(tl.uint64) * 0xD2511F53
+        product1 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0, c2 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0, (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
+        k0 = k0 + 0x9E3779B9
+        k1 = k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def read_state(rng_state):
+    """(seed, offset) as uint64."""
+    return tl.load(rng_state).to(tl.uint64, bitcast=True), tl.load(rng_state + 1).to(tl.uint64, bitcast=True)
+
+
+@triton.jit
+def lanes(seed, offset, chunk):
+    """The lanes of elements ``8 chunk`` to ``8 chunk + 7``: chunk int64 (C,) -> uint32 (C, 8). A thread that has a
+    chunk has its lanes, nothing is exchanged."""
+    zero = (chunk * 0).to(tl.uint32)
+    block = offset >> 2
+    w0, w1, w2, w3 = philox4x32(
+        zero + block.to(tl.uint32),
+        zero + (block >> 32).to(tl.uint32),
+        chunk.to(tl.uint32),
+        (chunk >> 32).to(tl.uint32),
+        seed.to(tl.uint32),
+        (seed >> 32).to(tl.uint32),
+    )
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), [chunk.shape[0], 8])

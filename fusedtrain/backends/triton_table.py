@@ -1,0 +1,188 @@
+"""The device table of a launch over any number of tensors: an int64 tensor, written anew for every call, since
+gradients are freed and allocated again between steps.
+
+It begins with a head; a row per tensor follows. Rows are cut into chunks, numbered through, and a program finds the row
+of a chunk by search. Sizes and counts are read from the table rather than passed: Triton compiles anew for integer
+arguments that are 1, divisible by 16, or beyond 32 bits.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The head: programs that are done, rows, chunks; then what a kernel wants besides, integers or the bits of fp64.
+TICKET = tl.constexpr(0)
+ROWS = tl.constexpr(1)
+CHUNKS = tl.constexpr(2)
+EXTRA = tl.constexpr(3)
+HEAD = tl.constexpr(7)
+
+# A row: its first chunk, elements, whether all addresses are aligned; then addresses and what a kernel wants besides.
+FIRST = tl.constexpr(0)
+NUMEL = tl.constexpr(1)
+ALIGNED = tl.constexpr(2)
+FIELDS = tl.constexpr(3)
+
+ALIGNMENT = tl.constexpr(16)
+"""Bytes of the widest load of a thread."""
+
+TYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+@triton.jit
+def row_of(table, chunk, WIDTH: tl.constexpr):
+    """The row of a chunk: the last one whose first chunk is not beyond it, so never an empty one."""
+    lo = chunk * 0
+    hi = tl.load(table + ROWS)
+    while hi - lo > 1:
+        mid = (lo + hi) // 2
+        before = tl.load(table + HEAD + mid * WIDTH + FIRST) <= chunk
+        lo = tl.where(before, mid, lo)
+        hi = tl.where(before, hi, mid)
+    return table + HEAD + lo * WIDTH
+
+
+@triton.jit
+def run_at(address, begin, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """Where element ``begin`` of the run of memory at an address is. The promise of alignment is what makes loads wide;
+    it holds for this pointer alone, so that another branch may go without."""
+    return tl.multiple_of(address.to(tl.pointer_type(DTYPE)), ALIGNMENT if WIDE else 1) + begin
+
+
+@triton.jit
+def lanes(BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """The elements of a block. Where loads are narrow it has another shape: among accesses of one shape Triton lets all
+    threads take as many elements as the widest, and narrow ones would no longer be coalesced."""
+    lane = tl.arange(0, BLOCK)
+    return lane if WIDE else lane[None, :]
+
+
+@triton.jit
+def double_at(address):
+    """The fp64 whose bits an entry of the table is."""
+    return tl.load(address).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def done_last(table):
+    """Whether all other programs of this launch have come here before. What they have read and written by then is
+    behind them: the barrier holds back the ticket until all threads of a program have arrived."""
+    tl.debug_barrier()
+    return tl.atomic_add(table + TICKET, 1) == tl.num_programs(0) - 1
+
+
+class Rows:
+    """The rows of a table, on the host, as they are written."""
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk, self.chunks, self.count = chunk, 0, 0
+        self._flat: list[int] = []
+
+    def add(self, numel: int, addresses: Sequence[int], more: Iterable[int] = ()) -> None:
+        """A row of runs of memory with ``numel`` elements each."""
+        together = 0
+        for address in addresses:
+            together |= address
+        self._flat += (self.chunks, numel, together % ALIGNMENT.value == 0, *addresses, *more)
+        self.chunks += -(-numel // self.chunk)
+        self.count += 1
+
+    def table(self, device: torch.device, extra: Sequence[int] = (), tail: Sequence[int] = ()) -> Tensor:
+        """The table on the device, in one upload that nobody waits for: int64 (HEAD + rows * width + tail,)."""
+        extra = [*extra, *[0] * (HEAD.value - EXTRA.value - len(extra))]
+        return _upload(array("q", [0, self.count, self.chunks, *extra, *self._flat, *tail]), device)
+
+
+_captured: list[Tensor] = []
+"""What a captured graph uploads again each time it is replayed, for as long as the process lives."""
+
+
+def _upload(values: array[int], device: torch.device) -> Tensor:
+    host = torch.frombuffer(values, dtype=torch.int64)
+    if device.type == "cpu":
+        return host
+    # The allocator of pinned memory reuses a block only when the copies from it are done.
+    pinned = host.pin_memory()
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.append(pinned)
+    return pinned.to(device, non_blocking=True)
+
+
+def bits(values: Iterable[float]) -> list[int]:
+    """The bits of fp64 numbers, as integers."""
+    return array("q", array("d", values).tobytes()).tolist()
+
+
+class AotCase(NamedTuple):
+    """What a kernel is compiled for where there is no GPU to launch it on."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    """Types of the runtime arguments; those that are None are among the constants."""
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    """Multiprocessors; for the interpreter a few, so that programs there share work and wait for the last."""
+    if device.type == "cpu":
+        return 1
+    properties: Any = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count)
+
+
+class Size(NamedTuple):
+    """The size of a program, on which depends how many are resident at once on a multiprocessor."""
+
+    warps: int
+    registers: int
+    """Bound for a thread. Without one, ptxas spills a few to fit in one more program than there will be."""
+
+    def grid(self, device: torch.device, chunks: int) -> tuple[int]:
+        """Programs of a launch, which walk over the chunks: as many as are resident at once, for more would leave the
+        last of them to work alone; at least one."""
+        resident = 65536 // (self.warps * 32 * self.registers)
+        return (max(1, min(chunks, resident * _processors(device))),)
+
+    def options(self) -> dict[str, int]:
+        """As keyword arguments of a launch."""
+        nvidia = torch.version.hip is None
+        return {"num_warps": self.warps, **({"maxnreg": self.registers} if nvidia else {})}
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever its arguments are on."""
+    return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
+
+
+def by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:
+    """The tensors of each dtype: a launch works on one."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for x in tensors:
+        groups.setdefault(x.dtype, []).append(x)
+    return groups
+
+
+def runs(tensors: list[Tensor], chunk: int) -> Rows:
+    """A row for each of the dense tensors, with its memory alone."""
+    rows = Rows(chunk)
+    for x in tensors:
+        rows.add(x.numel(), (x.data_ptr(),))
+    return rows

@@ -1,0 +1,167 @@
+"""Compiles the Triton kernels ahead of time, on any machine, and looks at what came out.
+
+    python scripts/check_triton_aot.py [ARCHITECTURE ...] [--only REGEX]      by default 80 90 100 120
+
+The cases are those that the kernels' modules list (`aot_cases`), all of them for the architecture that is tuned for,
+and for the others one of each kernel and choice of types, with the first rule. Every kernel of the package must be
+among the cases; none may spill registers or use local memory. For each case: registers, bytes of shared memory, and
+how many of its accesses to global memory are vectors of 128 bits.
+
+Exits 0 if all is well, 1 if not, and 2 if there is no Triton to ask. No GPU and no driver is needed. Machine code is
+read by the cuobjdump that comes with Triton; Triton keeps what it compiled in its own cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import sass  # noqa: E402
+
+ARCHITECTURES = ("80", "90", "100", "120")
+TUNED = "90"
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of a case, or why nothing did."""
+
+    name: str
+    architecture: str
+    wrong: str = ""
+    registers: int = 0
+    shared: int = 0
+    vectors: int = 0
+    accesses: int = 0
+
+
+def modules() -> list[Any]:
+    """Those that list cases; imported so that kernels are compiled, not interpreted."""
+    names = sorted(path.stem for path in (ROOT / "fusedtrain" / "backends").glob("triton_*.py"))
+    found = [importlib.import_module(f"fusedtrain.backends.{name}") for name in names]
+    return [module for module in found if hasattr(module, "aot_cases")]
+
+
+def all_cases() -> list[Any]:
+    return [case for module in modules() for case in module.aot_cases()]
+
+
+def kernels() -> Iterator[str]:
+    """The names of all kernels: functions of Triton called ``*_kernel``, as other ones are inlined into them."""
+    for path in sorted((ROOT / "fusedtrain" / "backends").glob("triton_*.py")):
+        yield from re.findall(r"^def (\w+_kernel)\(", path.read_text("utf-8"), re.MULTILINE)
+
+
+def kind(case: Any) -> Hashable:
+    """What a case has besides its rule: kernel, types of its arguments, other constants."""
+    plain = {key: str(value) for key, value in case.constants.items() if not hasattr(value, "arg_names")}
+    return case.kernel.fn.__name__, tuple(sorted(case.signature.items())), tuple(sorted(plain.items()))
+
+
+def chosen(cases: list[Any], architecture: str) -> list[int]:
+    """Positions in the list of cases."""
+    if architecture == TUNED:
+        return list(range(len(cases)))
+    firsts: dict[Hashable, int] = {}
+    for i, case in enumerate(cases):
+        firsts.setdefault(kind(case), i)
+    return list(firsts.values())
+
+
+def dump(cubin: bytes, *options: str) -> str:
+    found = importlib.util.find_spec("triton")
+    folders = (found.submodule_search_locations if found else None) or []
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(Path(folders[0]) / "backends/nvidia/bin/cuobjdump"), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def compile_case(case: Any, architecture: str) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: case.signature.get(name, "constexpr") for name in case.kernel.arg_names}
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants)
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", int(architecture), WARP), options=case.options)
+    except Exception as error:  # of many kinds, by what is wrong with the kernel
+        return Compiled(case.name, architecture, f"does not compile: {type(error).__name__}: {error}")
+    cubin = made.asm["cubin"]
+    used = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", dump(cubin, "--dump-resource-usage"))
+    code = [i for function in sass.functions(dump(cubin, "-sass")).values() for i in function]
+    if used is None or not code:
+        return Compiled(case.name, architecture, "cuobjdump says something that this script does not understand")
+    moved = [i.moved for i in code if i.name in ("LDG", "STG")]
+    vectors = sum(bool(m.loaded or m.stored) for m in moved)
+    local = sum(i.is_local for i in code)
+    wrong = f"registers spill: {local} accesses to local memory" if local else ""
+    return Compiled(case.name, architecture, wrong, int(used[1]), made.metadata.shared, vectors, len(moved))
+
+
+_cases: list[Any] = []
+
+
+def compile_position(task: tuple[int, str]) -> Compiled:
+    position, architecture = task
+    return compile_case(_cases[position], architecture)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("architectures", nargs="*", metavar="ARCHITECTURE", help="as 90 of sm_90")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases with such a name")
+    arguments = parser.parse_args()
+    architectures = arguments.architectures or list(ARCHITECTURES)
+    if unknown := [a for a in architectures if not a.isdigit()]:
+        print(f"unknown architecture {unknown[0]!r}; name it by its number, as 90 for sm_90")
+        return 1
+    if importlib.util.find_spec("triton") is None:
+        print("NOT CHECKED that the Triton kernels compile: triton is not installed")
+        return 2
+    os.environ.pop("TRITON_INTERPRET", None)
+    import triton
+
+    started = time.monotonic()
+    cases = all_cases()
+    missing = sorted(set(kernels()) - {case.kernel.fn.__name__ for case in cases})
+    for name in missing:
+        print(f"{name} is not among the cases: add it to aot_cases() of its module")
+    _cases[:] = cases  # before the processes are forked: kernels cannot be sent to them
+    tasks = [
+        (i, a) for a in architectures for i in chosen(cases, a) if re.search(arguments.only, cases[i].name) is not None
+    ]
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    failed = bool(missing)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        for one in pool.map(compile_position, tasks):
+            figures = f"{one.registers:4} registers {one.shared:6} B shared {one.vectors:3}/{one.accesses:<3} vectors"
+            print(f"sm_{one.architecture:<4}{one.name:<64}{one.wrong or figures}", flush=True)
+            failed |= bool(one.wrong)
+    print(f"triton {triton.__version__}: {len(tasks)} compiled in {time.monotonic() - started:.0f} s")
+    if not tasks:
+        print(f"no case has a name like {arguments.only!r}")
+    return int(failed or not tasks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

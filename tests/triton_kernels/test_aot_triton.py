@@ -1,0 +1,54 @@
+"""Triton kernels compiled for a GPU that is not there. `scripts/check_triton_aot.py` compiles all; here a few."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def run(*command: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_kernels_compile_and_every_kernel_is_among_the_cases(tmp_path: Path) -> None:
+    only = r"^(scale_kernel\[fp32\]|act_dropout_kernel\[(relu|gelu), bf16\])$"
+    done = run(str(SCRIPTS / "check_triton_aot.py"), "90", "--only", only, cache=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 compiled" in done.stdout
+
+
+SPILLING = """
+import sys
+sys.path.insert(0, {scripts!r})
+import check_triton_aot as check
+import triton, triton.language as tl
+from types import SimpleNamespace
+
+
+@triton.jit
+def kernel(x_ptr):
+    i = tl.arange(0, 2048)
+    x = tl.load(x_ptr + i)
+    tl.store(x_ptr + i, x * tl.sum(x, 0))  # all of x is needed until the sum is known
+
+
+case = SimpleNamespace(name="x", kernel=kernel, signature={{"x_ptr": "*fp32"}}, constants={{}},
+                       options={{"num_warps": 1, "maxnreg": 32}})
+print(check.compile_case(case, "90").wrong)
+"""
+
+
+def test_registers_that_spill_are_seen(tmp_path: Path) -> None:
+    script = tmp_path / "spilling.py"
+    script.write_text(SPILLING.format(scripts=str(SCRIPTS)))
+    done = run(str(script), cache=tmp_path)
+    assert "registers spill" in done.stdout, done.stdout + done.stderr
