@@ -7,11 +7,8 @@ the machine does then touches both sides of a ratio alike; look at the load that
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,52 +17,40 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch.utils.benchmark import Timer
-from workloads import QUICK, WORKLOADS, Call, Workload
+from rows import QUICK, ROWS, Row
 
 import fusedtrain
 from fusedtrain import env
+from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
+from fusedtrain.bench.run import write_json
+from fusedtrain.bench.setting import setting
+from fusedtrain.bench.timers import Wall
 
-ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
 
 
-def seconds(call: Call, number: int, threads: int) -> float:
-    """The mean time of a call over ``number`` of them."""
-    return Timer("call()", globals={"call": call}, num_threads=threads).timeit(number).mean
-
-
-def measure(workload: Workload, rounds: int, threads: int, at_least: float, quick: bool) -> dict[str, Any]:
-    """One row: the correctness check, then all rounds. ``at_least``: seconds that each timing takes."""
-    row: dict[str, Any] = {"name": workload.name, "baseline": workload.baseline, "target": workload.target}
-    row["budget_us"] = workload.budget
-    pair = (QUICK.get(workload.name) or workload.make)() if quick else workload.make()
-    try:
-        pair.check()
-    except AssertionError as error:
-        return {**row, "wrong": str(error)}
-    sides = {"ours": pair.ours, "theirs": pair.theirs}
-    for call in sides.values():
-        seconds(call, 2, threads)
-    number = {name: max(1, round(at_least / seconds(call, 1, threads))) for name, call in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, call in sides.items():
-            times[name].append(seconds(call, number[name], threads))
-    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True)]
+def figures(row: Row, rounds: int, clock: Wall, quick: bool) -> dict[str, Any]:
+    """One row: the correctness check, then all rounds."""
+    workload = QUICK.get(row.name, row.workload) if quick else row.workload
+    ours = row.ours()
+    told = {"name": row.name, "baseline": row.baseline, "target": row.target, "budget_us": row.budget}
+    found = measure(workload, CPU, clock, providers=[ours, row.theirs], rounds=rounds, observed=False)
+    sides = {"ours": ours, "theirs": row.theirs}
+    for side in sides.values():
+        if not timed(found, side):
+            verdict = found["providers"][side]
+            return {**told, "wrong": f"{side}: {verdict.get('wrong') or verdict['why_not']}"}
+    of_rounds = ratios(found, ours, row.theirs)
     return {
-        **row,
-        "calls_per_round": number,
-        "seconds": times,
-        "ratios": ratios,
-        "ratio": statistics.median(ratios),
-        "ours_us": statistics.median(times["ours"]) * 1e6,
-        "theirs_us": statistics.median(times["theirs"]) * 1e6,
+        **told,
+        "providers": sides,
+        "calls_per_round": {name: found["providers"][side]["calls_per_timing"] for name, side in sides.items()},
+        "seconds": {name: found["providers"][side]["seconds"] for name, side in sides.items()},
+        "ratios": of_rounds,
+        "ratio": statistics.median(of_rounds),
+        "ours_us": median_seconds(found, ours) * 1e6,
+        "theirs_us": median_seconds(found, row.theirs) * 1e6,
     }
-
-
-def git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -111,31 +96,19 @@ def main(
         f"torch {torch.__version__}, {threads} threads, {env.machine()['cpu']}, load {os.getloadavg()[0]:.2f}"
     )
     console.print(f"backends: {fusedtrain.backends()}")
-    report: dict[str, Any] = {
-        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": "python benchmarks/ratios.py " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"),
-        "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": env.versions(),
-        "machine": env.machine(),
-        "build": env.build_info(),
-        "backends": fusedtrain.backends(),
-        "threads": threads,
-        "rows": [],
-    }
-    for workload in WORKLOADS:
-        if only not in workload.name:
+    command = "python benchmarks/ratios.py " + " ".join(sys.argv[1:])
+    report: dict[str, Any] = {**setting(command), "threads": threads, "rows": []}
+    clock = Wall(0.05 if quick else 0.3, threads)
+    for row in ROWS:
+        if only not in row.name:
             continue
         load = os.getloadavg()[0]
-        row = measure(workload, rounds, threads, 0.05 if quick else 0.3, quick)
-        report["rows"].append({**row, "load": [load, os.getloadavg()[0]]})
-        console.print(f"  {row['name']}: " + ("WRONG" if "wrong" in row else f"{row['ratio']:.2f}"))
+        measured = figures(row, rounds, clock, quick)
+        report["rows"].append({**measured, "load": [load, os.getloadavg()[0]]})
+        console.print(f"  {row.name}: " + ("WRONG" if "wrong" in measured else f"{measured['ratio']:.2f}"))
     show(report["rows"], console)
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        aside = json_path.with_name(json_path.name + ".part")
-        aside.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        aside.replace(json_path)
+        write_json(json_path, report)
     if any("wrong" in row for row in report["rows"]):
         raise typer.Exit(1)
 

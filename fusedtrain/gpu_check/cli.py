@@ -1,0 +1,135 @@
+"""The command line of ``python -m fusedtrain.gpu_check``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusedtrain.gpu_check import machine as machines
+from fusedtrain.gpu_check import runner, summary
+from fusedtrain.gpu_check.machine import Machine
+from fusedtrain.gpu_check.record import Record
+from fusedtrain.gpu_check.slices import SLICES
+from fusedtrain.gpu_check.step import CANNOT, FAILED, NO_TIME, PASSED, Found, Run, Step
+
+_LEAST = 15.0
+"""Seconds under which no step is begun."""
+
+
+def _slices(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in SLICES]
+    if unknown or not names:
+        what = f"no slice {', '.join(map(repr, unknown))}" if unknown else "no slice named"
+        raise argparse.ArgumentTypeError(f"{what}; choose from {', '.join(SLICES)}")
+    return [name for name in SLICES if name in names]
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return minutes
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m fusedtrain.gpu_check",
+        description="Builds, tests and measures fusedtrain on the GPU of this machine. Exit status: 0 all is proven; "
+        "1 something failed; 2 nothing failed, but not everything could be done.",
+    )
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where SLICE.json and SLICE.log go")
+    options.add_argument("--only", type=_slices, default=list(SLICES), help=f"slices, of {','.join(SLICES)}")
+    options.add_argument("--steps", default="", help="only steps whose name contains this")
+    options.add_argument("--minutes", type=_minutes, default=9.5, help="of each slice at most; default 9.5")
+    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same commit")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine: Machine | None = None) -> int:
+    """Runs the slices; returns the exit status. ``run`` and ``machine`` are given by tests."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(arguments)
+    command = "python -m fusedtrain.gpu_check " + shlex.join(arguments)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"python -m fusedtrain.gpu_check: --out {options.out}: {error.strerror}; name a folder you may write to")
+        return 2
+    here = machines.look() if machine is None else machine
+    print(
+        f"{', '.join(gpu['name'] for gpu in here.gpus) or 'no GPU'}, driver {here.driver or 'none'}, {here.cpus} CPUs"
+    )
+    if here.cannot:
+        print(f"Nothing can be proven here: {here.cannot}.")
+    sources = machines.fingerprint()
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name in options.only:
+        setting = {**machines.setting(command), "driver": here.driver, "gpus": list(here.gpus), "sources": sources}
+        record = Record(options.out, name, setting, options.resume)
+        steps = [step for step in SLICES[name](here) if options.steps in step.name]
+        try:
+            run_slice(record, steps, here, run, 60 * options.minutes)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; --resume runs what is left")
+            return 130
+        results[name] = list(record.steps.values())
+    lines = summary.table(results)
+    print("\n".join(["", *lines]))
+    return summary.status(results)
+
+
+def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, seconds: float) -> None:
+    """Runs the steps one after the other, whatever becomes of each, until the time is over."""
+    ends = time.monotonic() + seconds
+    log = record.path.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    for step in steps:
+        if record.has(step.name):
+            continue
+        cannot = machine.cannot or step.cannot
+        if cannot:
+            record.add(step.name, CANNOT, command=shlex.join(step.command), reason=cannot)
+            continue
+        left = ends - time.monotonic()
+        if left < _LEAST:
+            reason = "the time of the slice was over; --resume runs what is left"
+            record.add(step.name, NO_TIME, command=shlex.join(step.command), reason=reason)
+            continue
+        print(f"{record.name}: {step.name} ...", flush=True)
+        run_step(record, step, run, left, log)
+        print(f"{record.name}: {step.name}: {record.steps[step.name]['status']}", flush=True)
+
+
+def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = tuple(part.replace("{scratch}", scratch) for part in step.command)
+        done = run(command, step.env, seconds, log)
+        try:
+            found = step.read(done, Path(scratch))
+        except Exception as error:  # what a step left may be anything; the others still have their turn
+            found = Found(failures=[f"what it left cannot be read: {type(error).__name__}: {error}"])
+    failures = list(found.failures)
+    if done.timed_out:
+        failures.append(f"not done after {done.seconds:.0f} s")
+    record.add(
+        step.name,
+        CANNOT if found.cannot else FAILED if failures else PASSED,
+        command=shlex.join(step.command),
+        env=dict(step.env),
+        seconds=done.seconds,
+        exit_status=done.status,
+        found=found.details,
+        output=done.output,
+        **({"failures": failures} if failures else {}),
+        **({"reason": found.cannot} if found.cannot else {}),
+    )

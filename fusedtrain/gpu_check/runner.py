@@ -1,0 +1,63 @@
+"""Runs the process of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fusedtrain.gpu_check.step import Done
+
+ROOT = Path(__file__).resolve().parents[2]
+_GRACE = 20.0
+"""Seconds that a process has to end by itself once interrupted: pytest writes its report then."""
+
+
+def run(command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path) -> Done:
+    """Runs a command in the source tree. Its output is appended to ``log`` as it comes. When its time is over it is
+    interrupted, as by Ctrl-C, and killed, with all it has started, if that does not end it."""
+    began = time.monotonic()
+    with log.open("ab") as file:
+        file.write(f"\n=== {' '.join(command)}\n".encode())
+        file.flush()
+        start = file.tell()
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Done(127, time.monotonic() - began, f"{command[0]}: {error.strerror}")
+        status, timed_out = _wait(process, seconds)
+    with log.open("rb") as file:
+        file.seek(start)
+        output = file.read().decode(errors="replace")
+    return Done(status, time.monotonic() - began, output, timed_out)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
+    timed_out = False
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        _send(process, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+    finally:
+        _send(process, signal.SIGKILL)  # what it left running too
+    return process.wait(), timed_out
+
+
+def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,168 @@
+"""Measuring: in turn, checked first, and honest about what was not measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedtrain.bench import bandwidth, budgets, observe, run
+from fusedtrain.bench.budgets import Budget
+from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
+from fusedtrain.bench.optim_step import OptimStep
+from fusedtrain.bench.setting import ROOT
+from fusedtrain.bench.timers import Wall
+
+CPU = torch.device("cpu")
+SMALL = OptimStep("small", lambda: [(7,), (3, 2)])
+
+
+class Counted:
+    """A clock that plays, and remembers who came when."""
+
+    name = "played"
+
+    def __init__(self, seconds: dict[object, float]) -> None:
+        self.known, self.order = seconds, []
+
+    def repeats(self, call: object) -> int:
+        return 1
+
+    def seconds(self, call: object, repeats: int) -> float:
+        self.order.append(call)
+        return self.known[call]
+
+
+class Played(OptimStep):
+    """A workload whose providers play: one is wrong, one cannot, one breaks, one needs too much."""
+
+    def providers(self):
+        return ["ours", "theirs", "wrong", "absent", "broken", "greedy"]
+
+    def why_not(self, provider, device, dtype):
+        return "not installed" if provider == "absent" else None
+
+    def check(self, provider, device, dtype):
+        if provider == "wrong":
+            raise AssertionError("far off")
+        if provider == "broken":
+            raise RuntimeError("no such kernel\nand a long story")
+
+    def make(self, provider, device, dtype, inputs=None):
+        if provider == "greedy":
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return CALLS[provider]
+
+
+CALLS = {"ours": lambda: None, "theirs": lambda: 1}
+
+
+def test_rounds_are_in_turn_and_only_the_right_are_timed() -> None:
+    clock = Counted({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
+    row = measure(Played("played", list), CPU, clock, rounds=3, observed=False)
+    assert clock.order == [CALLS["ours"], CALLS["theirs"]] * 3
+    assert ratios(row, "ours", "theirs") == [3.0] * 3
+    found = row["providers"]
+    assert found["wrong"] == {"wrong": "far off"}
+    assert found["absent"] == {"why_not": "not installed"}
+    assert found["broken"] == {"wrong": "RuntimeError: no such kernel"}
+    assert "out of memory" in found["greedy"]["why_not"]
+    assert [p for p in found if timed(row, p)] == ["ours", "theirs"]
+    json.dumps(row)
+    assert "WRONG: far off" in "\n".join(run.lines(row, 1.0))
+
+
+def test_a_budget_has_no_figure_where_nothing_was_timed() -> None:
+    clock = Counted({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
+    row = measure(Played("played", list), CPU, clock, rounds=1, observed=False)
+    good = budgets.faster("played", "theirs", 2.0, "ours")
+    assert good.judge(row, 1.0) == {
+        "workload": "played", "what": "ours against theirs", "bound": ">= 2", "figure": 3.0, "met": True,
+    }  # fmt: skip
+    assert budgets.faster("played", "theirs", 4.0, "ours").judge(row, 1.0)["met"] is False
+    for other in ("wrong", "absent", "greedy", "unknown"):
+        verdict = budgets.faster("played", other, 2.0, "ours").judge(row, 1.0)
+        assert "figure" not in verdict
+        assert verdict["missing"].startswith(other)
+    assert Budget("played", "x", ("ours",), lambda row, copy: 3.0, at_most=2.0).judge(row, 1.0)["met"] is False
+
+
+def test_a_real_row_observes_host_time() -> None:
+    row = measure(SMALL, CPU, Wall(0.002), providers=["fusedtrain-reference", "torch-loop"], rounds=2)
+    for provider in row["providers"]:
+        assert 0 < row["providers"][provider]["host_seconds"] < 10
+        assert median_seconds(row, provider) > 0
+    with pytest.raises(ValueError, match="no provider 'nobody'"):
+        measure(SMALL, CPU, Wall(0.001), providers=["nobody"])
+
+
+def test_the_wall_clock_tells_the_time() -> None:
+    clock = Wall(0.02)
+
+    def nap() -> None:
+        time.sleep(0.01)
+
+    repeats = clock.repeats(nap)
+    assert 1 <= repeats <= 2
+    assert 0.01 <= clock.seconds(nap, repeats) < 1
+
+
+def test_copy_bandwidth_is_of_this_world() -> None:
+    assert 1e7 < bandwidth.copy_bandwidth(CPU, Wall(0.01), 2**22) < 1e14
+
+
+def test_saved_bytes_counts_each_storage_once_and_not_the_result() -> None:
+    x = torch.ones(100, requires_grad=True)
+    assert observe.saved_bytes(lambda: x * x) == 400
+    assert observe.saved_bytes(lambda: x.exp()) == 0
+    assert observe.saved_bytes(lambda: x.sin()) == 400
+
+
+def test_the_command_measures_writes_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep" / "row.json"
+    name = "clip + AdamW, 148 tensors of 1"
+    command = ["--device", "cpu", "--workload", name, "--rounds", "1", "--seconds", "0.001", "--json", str(path)]
+    assert run.main([*command, "--providers", "fusedtrain-reference,torch-fused"]) == 0
+    report = json.loads(path.read_text())
+    assert [row["name"] for row in report["rows"]] == [name]
+    assert {"commit", "versions", "machine", "copy_bandwidth", "command"} <= set(report)
+    assert list(path.parent.iterdir()) == [path]
+    assert run.main(["--list"]) == 0
+    assert name in capsys.readouterr().out
+    assert run.main(["--only", "no such thing"]) == 2
+    if not torch.cuda.is_available():
+        assert run.main(["--device", "cuda"]) == 2
+
+
+def test_make_bench_keeps_its_rows_and_its_format(tmp_path: Path) -> None:
+    """The README's figures are looked up by these names in files of this format."""
+    path = tmp_path / "cpu.json"
+    script = str(ROOT / "benchmarks" / "ratios.py")
+    command = [sys.executable, script, "--quick", "--rounds", "1", "--only", "host time, 148", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["name"] == "host time, 148 tensors of 1"
+    assert {"baseline", "target", "budget_us", "ratio", "ratios", "seconds", "ours_us", "theirs_us", "load"} <= set(row)
+    assert row["ratio"] == pytest.approx(row["theirs_us"] / row["ours_us"])
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from rows import QUICK, ROWS
+    finally:
+        sys.path.pop(0)
+    names = [r.name for r in ROWS]
+    assert names == [
+        "clip + AdamW, GPT-2 small: 148 tensors, 124 M",
+        "clip + AdamW, 1000 tensors of 100",
+        "clip + AdamW, 465 groups of one tensor of 100",
+        "gelu + dropout 0.1, 2048 x 4096 fp32",
+        "gelu + dropout 0.1, 2048 x 4096 bf16",
+        "host time, 148 tensors of 1",
+        "host time, 1000 tensors of 1",
+    ]
+    assert set(QUICK) <= set(names)

@@ -1,0 +1,150 @@
+"""The workloads: every one is what its name says, and no wrong provider gets past its check."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusedtrain.bench import act_providers, shapes, step_providers
+from fusedtrain.bench.act_dropout import ActDropout
+from fusedtrain.bench.optim_step import OptimStep, _parts
+from fusedtrain.bench.workloads import WORKLOADS
+
+CPU = torch.device("cpu")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SMALL = OptimStep("small", lambda: [(30, 20), (7,), (0,), (1,)])
+ACT = ActDropout("small", "gelu", (64, 128), torch.float32)
+HERE = ["fusedtrain-cpu", "fusedtrain-reference", "torch-loop", "torch-foreach", "torch-fused", "torch-grad_scale"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "tensors", "millions"),
+    [
+        (shapes.gpt2(), 148, 124.4),
+        (shapes.gpt2(48, 1600), 580, 1557.6),
+        (shapes.resnet50(), 161, 25.56),
+        (shapes.bert_base(), 199, 109.5),
+        (shapes.vit_large(), 296, 304.3),
+        (shapes.llama3_8b(), 291, 8030.3 / 8),
+        (shapes.llama3_8b(1), 291, 8030.3),
+        (shapes.lora(), 20_000, 163.8),
+    ],
+)
+def test_models_have_the_sizes_that_their_papers_say(listed, tensors: int, millions: float) -> None:
+    assert len(listed) == tensors
+    assert shapes.count(listed) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_names_are_unique_and_every_provider_is_one() -> None:
+    assert len(WORKLOADS) > 20
+    for name, workload in WORKLOADS.items():
+        assert workload.name == name
+        assert workload.providers()[0].startswith("fusedtrain-")
+        with pytest.raises(ValueError, match="no provider 'nobody'"):
+            workload.why_not("nobody", CPU, workload.dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("provider", HERE)
+def test_every_way_to_step_passes_its_check(provider: str, dtype: torch.dtype) -> None:
+    if SMALL.why_not(provider, CPU, dtype):
+        pytest.skip(str(SMALL.why_not(provider, CPU, dtype)))
+    SMALL.check(provider, CPU, dtype)
+    dataclasses.replace(SMALL, group_per_tensor=True).check(provider, CPU, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", act_providers.PLAIN)
+@pytest.mark.parametrize("provider", ["fusedtrain-cpu", "fusedtrain-reference", "torch-eager"])
+def test_every_way_to_drop_passes_its_check(provider: str, activation: str, gated: bool, dtype: torch.dtype) -> None:
+    workload = dataclasses.replace(ACT, activation=activation, gated=gated)
+    if workload.why_not(provider, CPU, dtype):
+        pytest.skip(str(workload.why_not(provider, CPU, dtype)))
+    workload.check(provider, CPU, dtype)
+
+
+@pytest.mark.parametrize("what", ["no clipping", "no decay", "one tensor forgotten", "one step forgotten"])
+def test_a_wrong_step_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(groups: step_providers.Groups) -> object:
+        params = [p for group in groups for p in group]
+        if what == "one tensor forgotten":
+            params = params[:-1]
+        settings = dict(step_providers.SETTINGS)
+        if what == "no decay":
+            settings["weight_decay"] = 0.0
+        opt = torch.optim.AdamW(params, **settings)
+        calls = 0
+
+        def call() -> None:
+            nonlocal calls
+            calls += 1
+            if what == "no clipping":
+                # Adam does not see one scale of all gradients; eps and a second scale it does.
+                for p in params:
+                    p.grad *= float(calls)
+            else:
+                torch.nn.utils.clip_grad_norm_(params, 1.0)
+            if what != "one step forgotten" or calls == 1:
+                opt.step()
+
+        return call
+
+    monkeypatch.setitem(step_providers.PROVIDERS, "torch-loop", wrong)
+    with pytest.raises(AssertionError, match="against fp64"):
+        SMALL.check("torch-loop", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation"])
+def test_a_wrong_dropout_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    f = torch.nn.functional
+    ways = {
+        "drops nothing": lambda x: f.gelu(x),
+        "drops half": lambda x: f.dropout(f.gelu(x), 0.5) * 0.5 / 0.9,
+        "no scale": lambda x: f.dropout(f.gelu(x), 0.1) * 0.9,
+        "another activation": lambda x: f.dropout(f.gelu(x, approximate="tanh"), 0.1),
+    }
+    monkeypatch.setitem(act_providers.PROVIDERS, "torch-eager", lambda activation, p, gated: ways[what])
+    with pytest.raises(AssertionError):
+        ACT.check("torch-eager", CPU, torch.float32)
+
+
+def test_another_mask_of_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = act_providers.PROVIDERS["fusedtrain-reference"]
+
+    def make(activation: str, p: float, gated: bool) -> object:
+        def f(x: Tensor, rng_state: Tensor) -> Tensor:
+            return ours(activation, p, gated)(x, rng_state=rng_state + 4)  # type: ignore[call-arg]
+
+        return f
+
+    monkeypatch.setitem(act_providers.PROVIDERS, "fusedtrain-reference", make)
+    with pytest.raises(AssertionError):
+        ACT.check("fusedtrain-reference", CPU, torch.float32)
+
+
+def test_bytes_are_counted_as_the_budget_says() -> None:
+    n = 30 * 20 + 7 + 1
+    assert SMALL.bytes(torch.float32) == 32 * n
+    assert SMALL.bytes(torch.bfloat16) == 24 * n
+    m = 64 * 128
+    assert [dataclasses.replace(ACT, mode=mode).bytes(torch.bfloat16) for mode in ("forward", "backward", "both")] == [
+        4 * m,
+        6 * m,
+        10 * m,
+    ]
+    assert dataclasses.replace(ACT, gated=True).bytes(torch.bfloat16) == (6 + 10) * m
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 100])
+@pytest.mark.parametrize("sizes", [[], [0], [5], [3, 0, 4, 1], [7, 7]])
+def test_parts_cover_every_element_once(sizes: list[int], limit: int) -> None:
+    parts = list(_parts(sizes, limit))
+    seen = [(i, e) for part in parts for i, where in part for e in range(where.start, where.stop)]
+    assert seen == [(i, e) for i, size in enumerate(sizes) for e in range(size)]
+    assert all(sum(w.stop - w.start for _, w in part) <= limit for part in parts)
+    assert len(parts) == math.ceil(sum(sizes) / limit)
