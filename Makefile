@@ -4,6 +4,9 @@
 # make lint    ruff, mypy, clang-format        make format   mend what they can
 # make wheel   a wheel in dist/                make clean    forget the environments and everything built
 # make test-floor, make test-newest            the suite under the oldest and the newest torch, with the wheel built here
+# make cuda-check  every CUDA kernel compiled for every architecture, and what came out compared with what is expected;
+#                  make cuda-check CUDA_CHECK_ARGS=--write makes that anew
+# make cuda-build  the whole extension, with CUDA, against the oldest torch: compiled, linked, loaded. Needs no GPU
 #
 # Each makes what it needs first: the pinned environment in .venv, then the native library. FUSEDTRAIN_BUILD as in setup.py.
 
@@ -11,15 +14,16 @@ PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 TRAIN_ARGS ?=
 BENCH_ARGS ?=
+CUDA_CHECK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := setup.py $(shell find csrc -type f)
+NATIVE := setup.py setup_cuda.py $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc scripts -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Two processes with one thread each are faster than one process with two: most tests are small.
 RUN_TESTS = OMP_NUM_THREADS=1 PATH="$(abspath $(1))/bin:$$PATH"
 
-.PHONY: train test bench lint format wheel test-floor test-newest build clean
+.PHONY: train test bench lint format wheel test-floor test-newest cuda-check cuda-build build clean
 .DELETE_ON_ERROR:
 
 train: build
@@ -88,6 +92,18 @@ test-floor: dist/wheel.stamp .venv-floor/requirements.stamp
 test-newest: dist/wheel.stamp
 	$(call MAKE_ENVIRONMENT,.venv-newest,--upgrade -r requirements/newest.txt)
 	$(call TEST_WHEEL,.venv-newest)
+
+cuda-check: $(VENV)/requirements.stamp
+	$(BIN)/python scripts/check_cuda.py $(CUDA_CHECK_ARGS)
+
+# The torch of .venv-floor is one for CUDA. The package goes into a folder of its own, and the tests of it look there.
+cuda-build: .venv-floor/requirements.stamp
+	rm -rf build/cuda/package
+	FUSEDTRAIN_BUILD=cuda PATH="$(abspath .venv-floor)/bin:$$PATH" .venv-floor/bin/python setup.py --quiet build \
+	    --build-base build/cuda --build-lib build/cuda/package
+	PYTHONSAFEPATH=1 PYTHONPATH=build/cuda/package .venv-floor/bin/python -m fusedtrain env
+	PYTHONSAFEPATH=1 PYTHONPATH=build/cuda/package .venv-floor/bin/python -m pytest -v -s -p no:cacheprovider \
+	    tests/test_symbols.py tests/test_cuda_library.py
 
 clean:
 	rm -rf .venv .venv-floor .venv-newest build dist *.egg-info fusedtrain/*.so fusedtrain/_build_info.json

@@ -3,6 +3,7 @@
 FUSEDTRAIN_BUILD  auto (default): build what can be built; what cannot is skipped loudly, with the reason recorded
                   0: nothing native      1, cpu: the CPU parts, or fail      cuda: the CPU parts and CUDA, or fail
 CXX, MAX_JOBS     the compiler and the number of parallel compile jobs, as for every torch extension
+For CUDA there are FUSEDTRAIN_CUDA_ARCHS, NVCC and CUDA_HOME: see setup_cuda.py.
 """
 
 import importlib.util
@@ -29,6 +30,11 @@ except ImportError:
     from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # where a build by pip does not look
+
+import setup_cuda  # noqa: E402
+from setup_cuda import CannotBuild, NotNeeded  # noqa: E402
+
 MODES = ("auto", "0", "1", "cpu", "cuda")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 TORCH_FLOOR = (2, 11)
@@ -51,10 +57,6 @@ STABLE_ABI_FLAGS = ["-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION={TORCH_TARGE
 PATH_FLAGS = [f"-fmacro-prefix-map={ROOT}/="]
 
 
-class CannotBuild(Exception):
-    """Why a part cannot be built here, in one sentence."""
-
-
 def say(text):
     print(f"[fusedtrain] {text}", file=sys.stderr, flush=True)
 
@@ -72,6 +74,7 @@ class Part:
     where: str
     required_by: tuple
     flags: list = field(default_factory=list)
+    architectures: list = field(default_factory=list)
 
     @property
     def module(self):
@@ -95,9 +98,10 @@ PARTS = [
     ),
     Part(
         name="_C_cuda",
-        sources=sources("csrc/cuda/*.cu", "csrc/bind/cuda.cpp"),
-        where="csrc/cuda/*.cu, csrc/bind/cuda.cpp",
+        sources=sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp", "csrc/bind/cuda*.cpp", "csrc/args/*.cpp"),
+        where="csrc/cuda/*.cu, csrc/cuda/*.cpp, csrc/bind/cuda*.cpp, csrc/args/*.cpp",
         required_by=("cuda",),
+        flags=[*CXX_FLAGS, *STABLE_ABI_FLAGS, "-DUSE_CUDA"],
     ),
 ]
 
@@ -179,6 +183,7 @@ class Build(build_ext):
             "torch_target_version": TORCH_TARGET_VERSION,
             "compiler": None,
             "compiler_version": None,
+            "nvcc": None,
             "parts": {},
         }
         self.built = []
@@ -193,7 +198,7 @@ class Build(build_ext):
                 ext, command = getattr(self, f"make{part.name}")(part)
                 self.build_part(ext, command)
             except CannotBuild as error:
-                self.skip(part, mode, str(error))
+                self.skip(part, mode, str(error), error)
             except Exception as error:
                 self.skip(
                     part,
@@ -207,7 +212,7 @@ class Build(build_ext):
                     "built": True,
                     "flags": part.flags,
                     "sources": part.sources,
-                    "isa": self.instruction_sets(ext),
+                    "isa": [f"sm_{a}" for a in part.architectures] or self.instruction_sets(ext),
                 }
                 say(f"built {part.name}")
         self.write_info()
@@ -224,13 +229,9 @@ class Build(build_ext):
         if self.info["compiler"] is None:
             self.info["compiler"], self.info["compiler_version"] = find_compiler()
 
-    def make_C(self, part):  # noqa: N802
-        self.compiler_command()
-        torch = import_torch()
-        self.info["torch"] = torch.__version__
-        with suppress(
-            ImportError
-        ):  # torch runs `ninja` from PATH, where a virtual environment that is not active lacks it
+    def operator_library(self, part, compile_args, **link):
+        """An extension that is a library of operators, and the command that builds it."""
+        with suppress(ImportError):  # torch runs `ninja` from PATH, where an environment that is not active lacks it
             import ninja
 
             os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), ninja.BIN_DIR])
@@ -240,16 +241,16 @@ class Build(build_ext):
             def get_export_symbols(self, ext):
                 return []  # a library of ops, not a Python module: there is no PyInit to export
 
-        ext = CppExtension(
-            part.module,
-            part.sources,
-            py_limited_api=True,
-            extra_compile_args=part.flags + PATH_FLAGS,
-        )
+        ext = CppExtension(part.module, part.sources, py_limited_api=True, extra_compile_args=compile_args, **link)
         # As system headers, torch's warnings stay out of ours.
-        ext.extra_compile_args += [f"-isystem{folder}" for folder in ext.include_dirs]
+        compile_args["cxx"] += [f"-isystem{folder}" for folder in ext.include_dirs]
         ext.include_dirs = [str(ROOT / "csrc")]  # absolute: ninja runs in another folder
         return ext, StableLibrary
+
+    def make_C(self, part):  # noqa: N802
+        self.compiler_command()
+        self.info["torch"] = import_torch().__version__
+        return self.operator_library(part, {"cxx": part.flags + PATH_FLAGS})
 
     def make_plan(self, part):
         self.compiler_command()
@@ -269,7 +270,26 @@ class Build(build_ext):
         return ext, build_ext
 
     def make_C_cuda(self, part):  # noqa: N802
-        raise CannotBuild("this version builds no CUDA library")
+        self.compiler_command()
+        torch = import_torch()
+        toolkit = setup_cuda.find_toolkit_for(torch)
+        part.architectures = setup_cuda.choose_architectures(toolkit, setup_cuda.present_architectures(torch))
+        nvcc_flags = [*setup_cuda.NVCC_FLAGS, *setup_cuda.architecture_flags(part.architectures)]
+        say(f"compiling for {', '.join(part.architectures)} with {toolkit.nvcc} of CUDA {toolkit.version}")
+        ext, command = self.operator_library(
+            part,
+            {
+                "cxx": [*part.flags, *PATH_FLAGS, *(f"-isystem{folder}" for folder in toolkit.includes)],
+                "nvcc": [*nvcc_flags, "-Xcompiler", ",".join(PATH_FLAGS)],
+            },
+            libraries=["torch_cuda", *setup_cuda.runtime_libraries(toolkit)],
+            library_dirs=[str(folder) for folder in toolkit.libraries],
+            # The runtime's symbols are for this library alone: torch has loaded a runtime of its own.
+            extra_link_args=["-Wl,--exclude-libs,ALL"],
+        )
+        part.flags = part.flags + nvcc_flags
+        self.info["nvcc"] = toolkit.version
+        return ext, command
 
     @contextmanager
     def only(self, ext):
@@ -284,7 +304,7 @@ class Build(build_ext):
     def build_part(self, ext, command):
         with self.only(ext):
             build = command(self.distribution)
-            build.build_lib, build.build_temp = self.build_lib, self.build_temp
+            build.build_lib, build.build_temp = self.build_lib, os.path.join(self.build_temp, ext.name)
             build.debug, build.parallel, build.inplace = self.debug, self.parallel, self.inplace
             build.ensure_finalized()
             build.run()
@@ -300,7 +320,7 @@ class Build(build_ext):
             raise SystemExit(f"fusedtrain: FUSEDTRAIN_BUILD={mode} asks for {part.name}, but {reason}") from error
         self.remove_stale(part)
         self.info["parts"][part.name] = {"built": False, "reason": reason}
-        if mode == "auto" and part.sources:
+        if mode == "auto" and part.sources and not isinstance(error, NotNeeded):
             say("*" * 100)
             say(f"WARNING: installing without {part.name}: {reason}")
             say("fusedtrain will work on its slower backends; `python -m fusedtrain env` repeats this reason")

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = Path(sysconfig.get_paths()["purelib"])
@@ -110,7 +111,7 @@ class Installed:
 def source(tmp_path: Path) -> Path:
     """A copy of what an sdist holds, with small sources in the place of csrc."""
     copy = tmp_path / "source"
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md"):
+    for name in ("setup.py", "setup_cuda.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md"):
         if (ROOT / name).exists():
             copy.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
@@ -183,8 +184,6 @@ def test_everything_builds_and_the_wheel_is_bound_to_this_python(source: Path) -
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert installed.tag.startswith(f"{python}-{python}-")
     info = installed.info
-    import torch
-
     assert info["torch"] == torch.__version__
     assert info["compiler_version"]
     assert info["torch_target_version"] == "0x020b000000000000"
@@ -255,6 +254,24 @@ def test_what_is_asked_for_and_cannot_be_built_fails(source: Path, settings: dic
     assert done.returncode != 0
     assert re.search(message, done.stdout + done.stderr)
     assert not (source.parent / "installed").exists()
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a build for CUDA")
+def test_a_torch_without_cuda_gets_no_library_for_it(source: Path) -> None:
+    (source / "csrc/bind/cuda.cpp").write_text("#error not compiled\n")
+    installed = install(source)
+    assert installed.native == {"_C", "_plan"}
+    assert re.search("torch .* is not a build for CUDA", installed.reason("_C_cuda"))
+    assert "WARNING: installing without" not in installed.output
+    assert re.search("_C_cuda +not built: torch .* is not a build for CUDA", installed.run("-m", "fusedtrain", "env"))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a build for CUDA")
+def test_a_library_for_cuda_that_is_asked_for_must_be_built(source: Path) -> None:
+    (source / "csrc/bind/cuda.cpp").write_text("#error not compiled\n")
+    done = pip_install(source, FUSEDTRAIN_BUILD="cuda")
+    assert done.returncode != 0
+    assert re.search("FUSEDTRAIN_BUILD=cuda asks for _C_cuda, but torch .* is not a build", done.stdout + done.stderr)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import fusedtrain
 
 PACKAGE = Path(fusedtrain.__file__).parent
 # Command-line applications and kernels in Triton are loaded on demand and may need more than torch.
-ON_DEMAND = re.compile(r"fusedtrain\.(train|bench|__main__|env|backends\.triton_)")
+ON_DEMAND = re.compile(r"fusedtrain\.(train|bench|gpu_check|__main__|env|backends\.triton_)")
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "fusedtrain.")

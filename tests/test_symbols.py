@@ -12,7 +12,7 @@ import pytest
 import fusedtrain
 
 PACKAGE = Path(fusedtrain.__file__).parent
-SHIMS = Path(__file__).parent / "data" / "torch_2_11_shims.txt"
+DATA = Path(__file__).parent / "data"
 # Versioned symbols of libc, libm, libstdc++ and libgcc, and what the linker itself adds.
 SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
 LINKER = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
@@ -46,14 +46,21 @@ def find(pattern: str) -> Path:
     return found[0]
 
 
-def shims() -> set[str]:
-    return {line for line in SHIMS.read_text().splitlines() if not line.startswith("#")}
+def shims(name: str = "torch_2_11_shims.txt") -> set[str]:
+    return {line for line in (DATA / name).read_text().splitlines() if not line.startswith("#")}
 
 
 def test_the_operators_need_only_the_stable_abi_of_torch_2_11() -> None:
     symbols = undefined(find("_C.so"))
     assert "aoti_torch_library_init_impl" in symbols or "torch_library_impl" in symbols
     assert not strangers(symbols, shims())
+
+
+def test_the_operators_for_cuda_need_only_the_stable_abi_of_torch_2_11() -> None:
+    symbols = undefined(find("_C_cuda.so"))
+    assert "aoti_torch_get_current_cuda_stream" in symbols
+    runtime = {name for name in symbols if "@libcudart.so." in name}  # none where it is linked statically
+    assert not strangers(symbols, shims() | shims("torch_2_11_cuda_shims.txt") | runtime)
 
 
 def test_the_planner_needs_no_torch() -> None:

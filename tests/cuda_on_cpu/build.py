@@ -1,8 +1,9 @@
 """Builds the CUDA library for the CPU: the same kernels, launchers and bindings, compiled by g++ against an emulator.
 
-    python tests/cuda_on_cpu/build.py library|driver [none|address|thread]        prints the path of what it built
+    python tests/cuda_on_cpu/build.py [act|norm|step [none|address|thread]]       prints the path of what it built
 
-``library`` has the operators, for pytest; ``driver`` is a program without torch that runs every kernel, for sanitizers.
+By default that is the library of operators, for pytest; else a program without torch that runs the kernels of a part,
+for sanitizers.
 Objects stay in build/cuda_on_cpu under names made of what they were compiled from, so that a change builds no more than
 it touches.
 """
@@ -27,6 +28,16 @@ OUT = ROOT / "build" / "cuda_on_cpu"
 
 FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-O1", "-g1", "-fno-math-errno", "-ffp-contract=fast"]
 FLAGS += ["-Wno-unknown-pragmas", "-Wno-psabi"]
+
+
+def _has_fma() -> bool:
+    try:
+        return " fma " in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+
+
+FLAGS += ["-mfma"] if _has_fma() else []  # as a GPU: without, sums of products are rounded once more
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 SANITIZERS = {
     "none": [],
@@ -66,8 +77,14 @@ def compiled(source: Path, flags: list[str]) -> Path:
     return target
 
 
+def torch_libraries() -> list[str]:
+    from torch.utils.cpp_extension import library_paths
+
+    return [*(f"-L{folder}" for folder in library_paths()), "-Wl,--no-as-needed", "-ltorch_cpu"]
+
+
 def linked(kind: str, sources: list[Path], sanitizer: str, csrc: Path, extra: list[str]) -> Path:
-    """Compiles the sources and links them into ``"library"`` or ``"driver"``."""
+    """Compiles the sources and links them into a ``"library"`` or else a program."""
     flags = [*FLAGS, f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{csrc}", *extra]
     sanitized = [*flags, *SANITIZERS[sanitizer]]
     # The scheduler of the emulator is not for the thread sanitizer to see: it is told what orders what.
@@ -81,8 +98,9 @@ def linked(kind: str, sources: list[Path], sanitizer: str, csrc: Path, extra: li
         path = OUT / f"{kind}_{sanitizer}_{digest}{'.so' if kind == 'library' else ''}"
         if not path.exists():
             aside = path.with_name(path.name + ".part")
-            shared = ["-shared"] if kind == "library" else []
-            run([*compiler(), *SANITIZERS[sanitizer], *shared, *map(str, objects), "-o", str(aside), "-pthread"])
+            shared, libraries = (["-shared"], torch_libraries()) if kind == "library" else ([], [])
+            command = [*compiler(), *SANITIZERS[sanitizer], *shared, *map(str, objects), *libraries]
+            run([*command, "-o", str(aside), "-pthread"])
             aside.replace(path)
     return path
 
@@ -110,15 +128,30 @@ def library(sanitizer: str = "none") -> Path:
     return linked("library", [*kernels(CSRC), *emulator(), *sources], sanitizer, CSRC, extra)
 
 
-def driver(sanitizer: str = "none", csrc: Path = CSRC) -> Path:
-    """A program that runs every kernel of ``csrc``.
+PARTS = {
+    "act": (
+        "act_dropout.cu",
+        "act_dropout_grad.cu",
+        "act_workspace.cu",
+        "gated_act_dropout.cu",
+        "gated_act_dropout_grad.cu",
+    ),
+    "norm": ("global_norm.cu", "clip_scale.cu", "upload.cu"),
+    "step": ("optim_step.cu", "upload.cu"),
+}
+"""The kernels of each driver."""
+
+
+def driver(part: str, sanitizer: str = "none", csrc: Path = CSRC) -> Path:
+    """A program that runs the kernels of one part of ``csrc``.
 
     Raises:
         CannotBuild: no compiler, or it does not compile.
     """
-    sources = [*kernels(csrc), *emulator(), *sorted((HERE / "driver").glob("*.cpp"))]
-    return linked("driver", sources, sanitizer, csrc, [])
+    sources = [*(csrc / "cuda" / name for name in PARTS[part]), *emulator()]
+    sources += [HERE / "driver" / "main.cpp", HERE / "driver" / f"{part}_cases.cpp"]
+    return linked(f"driver_{part}", sources, sanitizer, csrc, [])
 
 
 if __name__ == "__main__":
-    print({"library": library, "driver": driver}[sys.argv[1]](*sys.argv[2:]))
+    print(driver(*sys.argv[1:]) if len(sys.argv) > 1 else library())

@@ -69,6 +69,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
   if (graph != nullptr) *graph = nullptr;
   return cudaStreamIsCapturing(stream, status);
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* pointer, cudaHostFn_t destroy, unsigned, unsigned) {
   *object = new EmuUserObject{pointer, destroy};
   return cudaSuccess;

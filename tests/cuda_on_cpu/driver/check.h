@@ -101,6 +101,7 @@ class Buffer {
 // The cases done and what was wrong with them.
 struct Tally {
   int64_t cases = 0, wrong = 0;
+  bool few = false;  // only what threads do together: the thread sanitizer is slow, and elements have nothing in common
 
   template <class... Parts>
   void expect(bool ok, const char* format, Parts... parts) {
@@ -116,8 +117,7 @@ struct Tally {
   }
 };
 
-void act_cases(Tally& tally);
-void step_cases(Tally& tally);
-void norm_cases(Tally& tally);
+// Of the part that a driver is linked with.
+void cases(Tally& tally);
 
 }  // namespace ft

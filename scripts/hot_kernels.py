@@ -1,0 +1,43 @@
+"""The kernels that training steps spend their time in, with the bytes that each has to move for an element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Instructions for each byte moved, by architecture: more, and an H200 waits for instructions and not for its memory. It
+# issues 33.4 T instructions of a thread in a second (132 processors x 4 x 32 lanes x 1.98 GHz) and copies 4.3 TB.
+BUDGETS = {"90": 7.75}
+
+
+@dataclass(frozen=True)
+class HotKernel:
+    """A kernel by its title, file and name, and what it reads and writes for each element, in bytes. A kernel that only
+    reads is known by its instructions of doubles, too, as its bytes say nothing of the size of its elements."""
+
+    title: str
+    source: str
+    kernel: str
+    loads: int
+    stores: int
+    doubles: int | None = None
+
+
+ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "gelu_tanh": "GeluTanh", "silu": "Silu"}
+
+HOT_KERNELS = [
+    HotKernel("norm, fp32 gradients", "global_norm.cu", "norm_kernel<(Measure)1, StepRow>", 4, 0, doubles=1),
+    HotKernel("AdamW, fp32", "optim_step.cu", "step_kernel<AdamW>", 16, 12),
+    HotKernel("AdamW, bf16 with fp32 states", "optim_step.cu", "step_kernel<AdamW>", 12, 10),
+    *(
+        HotKernel(f"{rule} forward, bf16", "act_dropout.cu", f"act_kernel<Forward<{name}, bf16>>", 2, 2)
+        for rule, name in ACTIVATIONS.items()
+    ),
+    HotKernel("relu backward from y, bf16", "act_dropout_grad.cu", "act_kernel<Backward<Relu, bf16, true>>", 4, 2),
+    *(
+        HotKernel(f"{rule} backward, bf16", "act_dropout_grad.cu", f"act_kernel<Backward<{name}, bf16, false>>", 4, 2)
+        for rule, name in ACTIVATIONS.items()
+        if rule != "relu"
+    ),
+    HotKernel("swiglu forward, bf16", "gated_act_dropout.cu", "act_kernel<GatedForward<Silu, bf16>>", 4, 2),
+    HotKernel("swiglu backward, bf16", "gated_act_dropout_grad.cu", "act_kernel<GatedBackward<Silu, bf16>>", 6, 4),
+]
