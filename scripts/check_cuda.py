@@ -140,6 +140,8 @@ def measure(hot: HotKernel, found: Compiled, disassembler: str, compiled: str, m
     loop = sass.main_loop(code, hot.loads, hot.stores, hot.doubles)
     if local:
         found.wrong.append(f"{hot.title}: {local} accesses to local memory")
+    if loop is None and found.architecture in hot.not_on:
+        return
     if loop is None:
         found.wrong.append(f"{hot.title}: no loop moves {hot.loads} + {hot.stores} bytes per element by vectors alone")
         return

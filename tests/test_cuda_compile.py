@@ -97,6 +97,7 @@ class HotKernel:
     loads: int
     stores: int
     doubles: int | None = None
+    not_on: tuple[str, ...] = ()
 HOT_KERNELS = [HotKernel("twice", "twice.cu", "twice", 4, 4)]
 """
 

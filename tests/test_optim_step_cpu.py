@@ -145,8 +145,9 @@ def case(
 
 
 def assert_accurate(given_: Case, ours: Case) -> None:
-    """Everything written errs against fp64 at most twice as much as the reference in the same dtypes. Where that is
-    fp64 itself, four times as much as the reference in fp32, in proportion to the precision: the truth errs too."""
+    """Everything written errs against fp64 at most three times as much as the reference in the same dtypes, which
+    divides where kernels multiply by a rounded reciprocal. Where that is fp64 itself, four times as much as the
+    reference in fp32, in proportion to the precision: the truth errs too."""
     truth = given_.copy(torch.float64).run(reference.optim_step_)
     is_double = any(p.dtype == torch.float64 for p in given_.params)
     # As vectors: of a 0-dim tensor torch takes the products with fp64 hyperparameters in fp64.
@@ -159,9 +160,9 @@ def assert_accurate(given_: Case, ours: Case) -> None:
             single = max(error(y, z), torch.finfo(torch.float32).eps * float(z.abs().max()))
             assert error(x, z) <= 4 * single * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         elif x.dtype == torch.float64:  # a state that is computed in fp32
-            assert_as_accurate(x.float(), y.float(), z)
+            assert_as_accurate(x.float(), y.float(), z, factor=3.0)
         elif x.is_floating_point():
-            assert_as_accurate(x, y, z)
+            assert_as_accurate(x, y, z, factor=3.0)
         else:
             assert torch.equal(x, y)
     assert torch.equal(ours.skipped, truth.skipped)

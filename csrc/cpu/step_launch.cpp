@@ -179,8 +179,9 @@ void step(const StepCall& call) {
   bool nonfinite = false, has_norm = true;
   double total = 0;
   if (call.norm_type > 0) {
-    const Norm norm =
-        norm_of(call.work, call.norm_type, [&](int64_t row) { return Run{call.rows[row].g, call.rows[row].numel, call.rows[row].g_dtype}; });
+    const Norm norm = norm_of(call.work, call.norm_type, [&](int64_t row) {
+      return Run{call.rows[row].g, call.rows[row].numel, call.rows[row].g_dtype};
+    });
     // Rounded as the operator of the norm returns it, so that both ways to a step agree in every bit.
     const double value = call.grad_norm.dtype == DType::kDouble ? norm.value : double(float(norm.value));
     total = value * inv_scale;

@@ -262,7 +262,7 @@ def test_sums_are_the_same_from_run_to_run_and_on_any_device(
     gated = torch.randn(shape[0], 2 * shape[1])
     state = STATE.to(place)
     dy, x, bias, gated = (t.to(place) for t in (dy, x, bias, gated))
-    emulator = None if torch.cuda.is_available() else cuda_emulation.emulator("none")
+    emulator = None if torch.cuda.is_available() else cuda_emulation.emulator()
     results = []
     for resident in (RESIDENT, RESIDENT, 1, 7):
         if emulator:
@@ -287,7 +287,7 @@ def test_many_rows_are_summed_as_accurately_as_torch_does(ops: Backend, place: t
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU counts its launches in the profiler")
 def test_one_launch_each_and_none_for_nothing(ops: Backend) -> None:
-    launches = cuda_emulation.emulator("none").emu_launches
+    launches = cuda_emulation.emulator().emu_launches
     for rows, expected in ((600, 1), (0, 0)):
         x, dy = torch.randn(rows, 136), torch.randn(rows, 136)
         gated = torch.randn(rows, 272)

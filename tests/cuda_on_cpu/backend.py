@@ -17,13 +17,13 @@ NAMESPACE = "fusedtrain_emulated"
 
 
 @functools.cache
-def emulator(sanitizer: str = "none") -> ctypes.CDLL:
+def emulator() -> ctypes.CDLL:
     """The library as C sees it, with the switches of emulator.h.
 
     Raises:
         CannotBuild: it cannot be built here.
     """
-    path = build.library(sanitizer)
+    path = build.library()
     schemas.define(NAMESPACE)
     functional.register_gradients(NAMESPACE)
     torch.ops.load_library(path)
@@ -34,10 +34,10 @@ def emulator(sanitizer: str = "none") -> ctypes.CDLL:
 
 
 @functools.cache
-def load(sanitizer: str = "none") -> Backend:
+def load() -> Backend:
     """The backend "cuda" on CPU tensors; it says `why_not` where it cannot be built."""
     try:
-        emulator(sanitizer)
+        emulator()
     except build.CannotBuild as error:
         return Backend(name="cuda", why_not=f"no GPU, and its emulation cannot be built: {error}")
     ops = {op: getattr(getattr(torch.ops, NAMESPACE), op).default for op in schemas.SCHEMAS}

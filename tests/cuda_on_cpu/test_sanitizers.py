@@ -44,13 +44,13 @@ PLANTED = {  # what: file, sources, replaced by, part, sanitizer that sees it, w
         "block.cuh", "  __syncthreads();\n  T total", "  T total", "norm", "thread", "data race",
     ),
     "out of bounds by one vector": (
-        "step.cuh", "(size - head) / N;", "(size - head + N - 1) / N;", "step", "address", "heap-buffer-overflow",
+        "step.cuh", "i < end; i += kThreads", "i <= end; i += kThreads", "step", "address", "heap-buffer-overflow",
     ),
     "out of bounds by one element": (
-        "norm.cuh", "v[j] = i + j < size ?", "v[j] = i + j <= size ?", "norm", "address", "heap-buffer-overflow",
+        "norm.cuh", "v[j] = i + j < n ?", "v[j] = i + j <= n ?", "norm", "address", "heap-buffer-overflow",
     ),
     "a wrong tail": (
-        "step.cuh", "if (t < size - vectors * N)", "if (t < size - vectors * N - 1)", "step", "none", "WRONG",
+        "step.cuh", "if (t < n - (end - head))", "if (t < n - (end - head) - 1)", "step", "none", "WRONG",
     ),
 }  # fmt: skip
 
