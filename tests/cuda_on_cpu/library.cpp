@@ -18,7 +18,7 @@ Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor&) {
   }
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
