@@ -187,7 +187,7 @@ def _forward_size(dtype: torch.dtype) -> Size:
 
 
 def _backward_size(dtype: torch.dtype) -> Size:
-    return size_of(dtype, 96, 168)
+    return size_of(dtype, 128, 168)
 
 
 def _whole_chunks(numel: int, width: int, *tensors: Tensor) -> int:
@@ -287,6 +287,8 @@ def aot_cases() -> Iterator[AotCase]:
             {"FWD": rule.fwd, **constants(dtype)},
             _forward_size(dtype).options(),
         )
+        if dtype == torch.float64:
+            continue  # the gradient needs a few more registers than the 255 that a thread can have, and spills them
         sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
         yield AotCase(
             f"gated_act_dropout_grad_kernel[{activation}, {t}]",
