@@ -6,7 +6,7 @@ import os
 import random
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -48,16 +48,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(seed)
 
 
-@pytest.fixture(scope="session", params=dispatch.ORDER)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of each backend that can run here; the others are skipped with their reason. Without a GPU, "cuda" is
-    emulated on the CPU."""
-    emulated = request.param == "cuda" and not torch.cuda.is_available()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Without a GPU, tests of ``backend="cuda"`` have it emulated on the CPU, and they alone: the fixture lives for a
+    session, and would leave the emulation to whichever test comes next."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    emulated = parameters.get("backend") == "cuda" and not torch.cuda.is_available()
     with cuda_emulation.installed() if emulated else nullcontext():
-        why_not = dispatch.load(request.param).why_not
-        if why_not:
-            pytest.skip(f"backend {request.param}: {why_not}")
-        yield request.param
+        return (yield)
+
+
+@pytest.fixture(scope="session", params=dispatch.ORDER)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of each backend that can run here; the others are skipped with their reason."""
+    why_not = dispatch.load(request.param).why_not
+    if why_not:
+        pytest.skip(f"backend {request.param}: {why_not}")
+    return request.param
 
 
 @pytest.fixture(scope="session")
