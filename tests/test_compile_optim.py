@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,3 +101,19 @@ def test_checks_hold_while_compiling() -> None:
     with pytest.raises(Exception, match="nonfinite='raise' cannot be compiled"):
         torch.compile(late.step, fullgraph=True, backend="eager")()
     assert torch.equal(p, torch.ones(3))
+
+
+def test_grad_norm_is_none_once_nothing_measures() -> None:
+    p = Parameter(torch.ones(2))
+    opt = ft.optim.SGD([p], lr=0.1, max_norm=1.0)
+    step = torch.compile(opt.step, backend="eager")
+    p.grad = torch.full((2,), 3.0)
+    step()
+    assert opt.grad_norm is not None
+    twin = copy.deepcopy(opt)
+    assert twin.grad_norm is not None
+    assert torch.equal(twin.grad_norm, opt.grad_norm)
+    opt.set_max_norm(None)
+    step()
+    assert opt.grad_norm is None
+    assert opt.clip_coef is None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from optim_pairs import CLASSES, assert_bitwise, clones, every_class, grads_for, parameters, plain, snapshot
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fusedtrain as ft
 
@@ -164,3 +165,27 @@ def test_many_groups_and_holes(data: st.DataObject) -> None:
         opt.step()
         reference.step()
     torch.testing.assert_close([p.detach() for p in flat], [p.detach() for p in flat_same])
+
+
+def test_hooks_and_profiler_see_every_step() -> None:
+    """torch's wrapper of `step` is entered only for them."""
+    p = Parameter(torch.ones(3))
+    opt, seen = ft.optim.SGD([p], lr=0.1), []
+
+    def step() -> None:
+        p.grad = torch.ones(3)
+        opt.step()
+
+    step()
+    opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    opt.register_step_post_hook(lambda *_: seen.append("after"))
+    step()
+    everywhere = register_optimizer_step_post_hook(lambda *_: seen.append("global"))
+    step()
+    everywhere.remove()
+    assert seen == ["before", "after", "before", "after", "global"]
+    plain = ft.optim.SGD([p], lr=0.1)
+    with torch.profiler.profile() as profile:
+        p.grad = torch.ones(3)
+        plain.step()
+    assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}

@@ -103,7 +103,11 @@ def test_other_refusals() -> None:
         ft.optim.SGD([{"params": [p]}, {"params": [p]}], lr=0.1)
     with pytest.raises(ValueError, match="Nesterov momentum requires a momentum and zero dampening"):
         ft.optim.SGD([p], lr=0.1, nesterov=True)
-    opt = ft.optim.AdamW([{"params": [p]}, {"params": [Parameter(torch.ones(2))], "max_norm": 1.0}], max_norm=2.0)
+    differing = [{"params": [p]}, {"params": [Parameter(torch.ones(2))], "max_norm": 1.0}]
+    with pytest.raises(ValueError, match=r"max_norm is 1.0 in parameter group 1 but 2.0 in group 0"):
+        ft.optim.AdamW(differing, max_norm=2.0)
+    opt = ft.optim.AdamW([{"params": [p]}, {"params": [Parameter(torch.ones(2))]}], max_norm=2.0)
+    opt.param_groups[1]["max_norm"] = 1.0
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"max_norm is 1.0 in parameter group 1 but 2.0 in group 0"):
         opt.step()
@@ -123,3 +127,31 @@ def test_refused_backend_leaves_everything() -> None:
     with pytest.raises(RuntimeError, match="cannot run it"):
         opt.step()
     assert_bitwise(snapshot(opt), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_B38_shared_memory_of_a_later_call_changes_nothing(dtype: torch.dtype) -> None:
+    first, base = Parameter(torch.ones(3)), torch.ones(8, dtype=dtype)
+    if dtype == torch.float32:  # by stand-ins, as they have gaps
+        views = [Parameter(base[::2]), Parameter(base[::2])]
+    else:
+        views = [Parameter(base[:5]), Parameter(base[3:])]
+    opt = ft.optim.SGD([first, *views], lr=0.1)
+    for p in (first, *views):
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="share memory"):
+        opt.step()
+    assert first.tolist() == [1.0] * 3
+    assert first._version == 0
+    assert base.tolist() == [1.0] * 8
+
+
+def test_columns_of_one_matrix_are_apart() -> None:
+    base = torch.ones(4, 6)
+    columns = [Parameter(base[:, :2]), Parameter(base[:, 2:3]), Parameter(base[:, 3:])]
+    opt = ft.optim.SGD(columns, lr=0.25)
+    for _ in range(2):
+        for p in columns:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert (base == 0.5).all()

@@ -155,3 +155,46 @@ def test_pickle_of_another_version_loads(cls: type) -> None:
             p.grad = torch.ones_like(p)
         other.step()
         assert other.skipped_steps.item() == 0
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_B15_states_are_as_precise_as_their_parameter(saved: torch.dtype, wanted: torch.dtype) -> None:
+    """A second moment in bf16 stops growing at 1 where it should reach 3.5: what is added is rounded away."""
+    old, new, torchs = (Parameter(torch.ones(4, dtype=d)) for d in (saved, wanted, wanted))
+    source = torch.optim.AdamW([old])
+    old.grad = torch.full_like(old, 2.0)
+    source.step()
+    ours, theirs = ft.optim.AdamW([new], lr=0.0), torch.optim.AdamW([torchs], lr=0.0)
+    for opt, p in ((ours, new), (theirs, torchs)):
+        opt.load_state_dict(source.state_dict())
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        for _ in range(500):
+            p.grad = torch.full_like(p, 2.0)
+            opt.step()
+    assert ours.state[new]["exp_avg_sq"].dtype == wanted
+    torch.testing.assert_close(ours.state[new]["exp_avg_sq"], theirs.state[torchs]["exp_avg_sq"])
+
+
+def test_states_follow_a_parameter_that_becomes_wider() -> None:
+    p = Parameter(torch.ones(4))
+    opt = ft.optim.AdamW([p])
+    p.grad = torch.ones(4)
+    opt.step()
+    p.data = p.data.double()
+    p.grad = torch.ones(4, dtype=torch.float64)
+    opt.step()
+    assert {opt.state[p][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float64}
+
+
+def test_a_fake_step() -> None:
+    """As tools do it that estimate memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        p = Parameter(torch.ones(4))
+        opt = ft.optim.AdamW([p], max_norm=1.0)
+        for _ in range(2):
+            p.grad = torch.ones(4)
+            opt.step()
+        assert opt.state[p]["exp_avg"].shape == (4,)

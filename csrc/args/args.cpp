@@ -34,6 +34,8 @@ DType check_tensor(const char* op, const char* name, const Tensor& x) {
     require(is_here(x), op, name, " is not ", kHere, "; move it to the device of the other arguments");
     require(false, op, name, " has dtype ", dtype_name(x), "; it must be float32, float64, float16 or bfloat16");
   }
+  require(x.const_data_ptr() != nullptr || x.numel() == 0, op, name,
+          " has no memory: its storage was freed, as by resize_(0); allocate it again");
   return *type;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "plan/prefetch.h"
+
 namespace ft {
 
 // Straight to the C functions, and no exception: a tensor that cannot be described has changed.
@@ -11,8 +13,7 @@ bool HeldTensors::look(AtenTensorHandle x, Seen& seen, const int64_t*& shape, co
   int64_t* steps = nullptr;
   const bool failed = aoti_torch_get_data_ptr(x, &seen.data) || aoti_torch_get_dim(x, &seen.dims) ||
                       aoti_torch_get_sizes(x, &sizes) || aoti_torch_get_strides(x, &steps) ||
-                      aoti_torch_get_dtype(x, &seen.dtype) || aoti_torch_get_device_type(x, &seen.device_type) ||
-                      aoti_torch_get_device_index(x, &seen.device_index);
+                      aoti_torch_get_dtype(x, &seen.dtype);
   shape = sizes;
   strides = steps;
   return !failed;
@@ -25,6 +26,7 @@ HeldTensors::HeldTensors(const TensorList& tensors) : tensors_(tensors) {
     const int64_t *shape, *strides;
     require(look(tensors[i].get(), seen, shape, strides), "hold_tensors", "tensors[", i,
             "] is not dense memory; pass strided tensors");
+    seen.sizes = shape;
     seen.extents = extents_.size();
     extents_.insert(extents_.end(), shape, shape + seen.dims);
     extents_.insert(extents_.end(), strides, strides + seen.dims);
@@ -35,16 +37,16 @@ HeldTensors::HeldTensors(const TensorList& tensors) : tensors_(tensors) {
 bool HeldTensors::unchanged() const {
   for (size_t i = 0; i < seen_.size(); ++i) {
     const Seen& known = seen_[i];
+    prefetch_around(seen_[std::min(i + kAhead, seen_.size() - 1)].sizes);
     Seen seen;
     const int64_t *shape, *strides;
     if (!look(tensors_[i].get(), seen, shape, strides) || seen.data != known.data || seen.dims != known.dims ||
-        seen.dtype != known.dtype || seen.device_type != known.device_type || seen.device_index != known.device_index) {
+        seen.dtype != known.dtype) {
       return false;
     }
     const int64_t* extents = extents_.data() + known.extents;
-    if (!std::equal(shape, shape + seen.dims, extents) ||
-        !std::equal(strides, strides + seen.dims, extents + seen.dims)) {
-      return false;
+    for (int64_t d = 0; d < seen.dims; ++d) {  // one or two of them: too few for std::equal, which calls memcmp
+      if (shape[d] != extents[d] || strides[d] != extents[seen.dims + d]) return false;
     }
   }
   return true;

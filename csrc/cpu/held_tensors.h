@@ -12,15 +12,17 @@ class HeldTensors {
  public:
   explicit HeldTensors(const TensorList& tensors);
 
-  // Whether the memory, shape, strides, type and device of each are what they were.
+  // Whether the memory, shape, strides and type of each are what they were; the device is that of the memory, as all
+  // devices and the host share one address space.
   bool unchanged() const;
 
  private:
   struct Seen {
     void* data;
     int64_t dims;
-    int32_t dtype, device_type, device_index;
-    size_t extents;  // where its shape, and then its strides, are in extents_
+    int32_t dtype;
+    const int64_t* sizes;  // in torch's own object, where the rest of what is looked at lies too
+    size_t extents;        // where its shape, and then its strides, are in extents_
   };
   static bool look(AtenTensorHandle x, Seen& seen, const int64_t*& shape, const int64_t*& strides);
 

@@ -132,6 +132,13 @@ void update_chunk(const StepRow& row, const Chunk& chunk, int32_t rule, int stat
   }
 }
 
+const double* hyper_of(const StepCall& call, const StepRow& row) { return call.hyper + row.group * call.hyper_columns; }
+
+bool same_hyper(const StepCall& call, const StepRow& a, const StepRow& b) {
+  const size_t bytes = size_t(call.hyper_columns) * sizeof(double);
+  return a.group == b.group || std::memcmp(hyper_of(call, a), hyper_of(call, b), bytes) == 0;
+}
+
 void update_all(const StepCall& call, double inv_scale, double clip_coef) {
   constexpr int64_t kSerial = int64_t{1} << 17;  // some 100 microseconds
   std::vector<double> t(size_t(call.row_count));
@@ -149,11 +156,10 @@ void update_all(const StepCall& call, double inv_scale, double clip_coef) {
       const Chunk& chunk = call.work.chunks[i];
       const StepRow& row = call.rows[chunk.row];
       const bool is_double = row.p_dtype == DType::kDouble;
-      // Most neighbours share group and step count, and with them the two powers of the bias correction.
-      if (last == nullptr || last->group != row.group || t[size_t(last - call.rows)] != t[size_t(chunk.row)] ||
+      // Most neighbours share hyperparameters and step count, and with them the two powers of the bias correction.
+      if (last == nullptr || !same_hyper(call, *last, row) || t[size_t(last - call.rows)] != t[size_t(chunk.row)] ||
           (last->p_dtype == DType::kDouble) != is_double) {
-        (is_double ? twice : single)(call.hyper + row.group * call.hyper_columns, t[size_t(chunk.row)], inv_scale,
-                                     clip_coef, prepared);
+        (is_double ? twice : single)(hyper_of(call, row), t[size_t(chunk.row)], inv_scale, clip_coef, prepared);
       }
       last = &row;
       is_double ? update_chunk<double>(row, chunk, call.rule, states, prepared)

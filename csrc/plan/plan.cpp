@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "plan/chunks.h"
+#include "plan/collected.h"
+#include "plan/snapshot.h"
 #include "plan/table.h"
 
 namespace py = pybind11;
@@ -34,27 +36,6 @@ PYBIND11_MODULE(_plan, m) {
       "each task, followed by the number of chunks.");
 
   m.def(
-      "same_values",
-      [](const py::list& dicts, const py::tuple& keys, const py::list& values) {
-        if (dicts.size() != values.size()) return false;
-        for (size_t i = 0; i < dicts.size(); ++i) {
-          PyObject* const dict = PyList_GET_ITEM(dicts.ptr(), Py_ssize_t(i));
-          PyObject* const known = PyList_GET_ITEM(values.ptr(), Py_ssize_t(i));
-          if (!PyDict_Check(dict) || !PyTuple_Check(known) || PyTuple_GET_SIZE(known) != Py_ssize_t(keys.size())) {
-            return false;
-          }
-          for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(known); ++k) {
-            PyObject* const value = PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(keys.ptr(), k));
-            if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-            if (value != PyTuple_GET_ITEM(known, k)) return false;
-          }
-        }
-        return true;
-      },
-      py::arg("dicts"), py::arg("keys"), py::arg("values"),
-      "Whether each dict has under these keys the very objects of its tuple of values.");
-
-  m.def(
       "reads_tensors",
       [](const py::object& tensor_type) {
         try {
@@ -66,7 +47,12 @@ PYBIND11_MODULE(_plan, m) {
       },
       py::arg("tensor_type"), "Whether this torch.Tensor offers what a table reads tensors with.");
 
-  py::class_<ft::StepTable>(m, "StepTable")
+  py::class_<ft::Snapshot>(m, "Snapshot", ft::collected<ft::Snapshot>(), "What each of a list of dicts holds now.")
+      .def(py::init<const py::list&>(), py::arg("dicts"))
+      .def("same", py::overload_cast<const py::list&>(&ft::Snapshot::same, py::const_), py::arg("dicts"),
+           "Whether these dicts hold the very same objects in order.");
+
+  py::class_<ft::StepTable>(m, "StepTable", ft::collected<ft::StepTable>())
       .def(py::init<const py::object&, const py::object&, py::list, const std::vector<int64_t>&, py::dict,
                     const py::tuple&, const py::list&, const py::list&, const py::object&, uintptr_t, uintptr_t>(),
            py::arg("tensor_type"), py::arg("parameter_type"), py::arg("groups"), py::arg("rows"), py::arg("state"),
@@ -75,7 +61,7 @@ PYBIND11_MODULE(_plan, m) {
       .def("refresh", &ft::StepTable::refresh, py::arg("groups"), py::arg("state"))
       .def("step", &ft::StepTable::step, py::arg("launch"), py::arg("rule"), py::arg("hyper"), py::arg("norm_type"),
            py::arg("inv_scale"), py::arg("found_inf"), py::arg("max_norm"), py::arg("skip_nonfinite"),
-           py::arg("grad_norm"), py::arg("clip_coef"), py::arg("nonfinite"), py::arg("skipped_steps"))
+           py::arg("outputs"), py::arg("skipped_steps"))
       .def("has_double_gradient", &ft::StepTable::has_double_gradient)
       .def("written", &ft::StepTable::written)
       .def("__len__", &ft::StepTable::size);

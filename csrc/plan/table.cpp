@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "plan/prefetch.h"
+
 namespace ft {
 namespace {
 
@@ -13,8 +15,10 @@ PyObject* item(PyObject* dict, const py::object& key) {
   return value;
 }
 
-py::object gradient(PyObject* p, const py::str& name) {
-  PyObject* const grad = PyObject_GetAttr(p, name.ptr());
+// p.grad, without looking the name up: of a torch.Tensor or Parameter that is what it is.
+py::object gradient(PyObject* p, const py::object& descriptor) {
+  PyObject* const grad =
+      Py_TYPE(descriptor.ptr())->tp_descr_get(descriptor.ptr(), p, reinterpret_cast<PyObject*>(Py_TYPE(p)));
   if (grad == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(grad);
 }
@@ -49,9 +53,10 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
       parameter_type_(parameter_type),
       groups_(groups),
       state_(state),
-      grad_name_(interned("grad")),
       params_name_(interned("params")),
-      step_name_(interned("step")) {
+      grad_(tensor_type.attr("grad")),
+      is_neg_(tensor_type.attr("is_neg")) {
+  if (!grad_.is(parameter_type.attr("grad"))) refuse("another torch.nn.Parameter.grad than that of torch.Tensor");
   if (keys.size() > size_t(kMaxStates) || rows.size() != groups.size()) refuse("more states or groups than expected");
   for (const py::handle key : keys) keys_.push_back(interned(key.cast<std::string>().c_str()));
   for (size_t i = 0; i < groups.size(); ++i) {
@@ -64,7 +69,7 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
       if (!reader_.is_plain(p) && reinterpret_cast<PyObject*>(Py_TYPE(p)) != parameter_type_.ptr()) {
         refuse("a parameter of another class than torch.Tensor and torch.nn.Parameter");
       }
-      const py::object grad = gradient(p, grad_name_);
+      const py::object grad = gradient(p, grad_);
       params_.push_back({p, grad.is_none() ? -1 : int64_t(rows_.size())});
       if (grad.is_none()) continue;
       if (rows_.size() >= entries.size() || rows_.size() >= steps.size()) refuse("fewer states than gradients");
@@ -73,8 +78,7 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
     }
     watched_groups_.push_back({keep(group.ptr()), begin, params_.size()});
   }
-  PyObject *key, *value;
-  for (Py_ssize_t at = 0; PyDict_Next(state.ptr(), &at, &key, &value);) items_.emplace_back(keep(key), keep(value));
+  items_.add(state.ptr());
   check_overlap();
   hold_states(hold, unchanged, release);
   grads_.reserve(rows_.size());
@@ -88,7 +92,7 @@ PyObject* StepTable::keep(PyObject* x) {
 
 StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) {
   if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory on the CPU");
-  const Known known = {x, data_of(seen), seen.dtype, seen.ndim, dims_.size()};
+  const Known known = {x, data_of(seen), seen.dtype, seen.ndim, dims_.size(), seen.shape};
   dims_.insert(dims_.end(), seen.shape, seen.shape + seen.ndim);
   dims_.insert(dims_.end(), seen.strides, seen.strides + seen.ndim);
   return known;
@@ -97,6 +101,7 @@ StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) 
 void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group) {
   StepRow row = {};
   DLTensor param, seen;
+  if (is_negated(p) || is_negated(grad)) refuse("a parameter or gradient that torch negates when it is read");
   known_.push_back(know(p, param, "parameter"));
   row.p = data_of(param);
   row.p_dtype = float_type_or_refuse(param, "parameter");
@@ -118,6 +123,7 @@ void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* 
   for (size_t k = 0; k < keys_.size(); ++k) {
     PyObject* const x = item(entry, keys_[k]);
     if (x == nullptr || !reader_.is_plain(x)) refuse("a state that is missing or of another class than torch.Tensor");
+    if (is_negated(x)) refuse("a state that torch negates when it is read");
     known_.push_back(know(keep(x), seen, "state"));
     row.state_dtype[k] = float_type_or_refuse(seen, "state");
     row.state[k] = data_of(seen);
@@ -129,9 +135,10 @@ void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* 
   row.step_type = counter_type(seen);
   row.step = data_of(seen);
   check_memory(row.step, 1, "step count");
-  entries_.push_back(PyDict_Check(entry) ? keep(entry) : nullptr);
-  // Some optimizers keep their counts elsewhere.
-  step_in_entry_.push_back(entries_.back() != nullptr && item(entry, step_name_) == step);
+  if (PyDict_Check(entry)) {
+    entries_.add(entry);
+    entry_dicts_.push_back(keep(entry));
+  }
   chunker_.add(int64_t(rows_.size()), row.numel);
   rows_.push_back(row);
 }
@@ -161,15 +168,16 @@ void StepTable::hold_states(const py::object& hold, uintptr_t unchanged, uintptr
   held_ = Held(hold(states).cast<uintptr_t>(), unchanged, release);
   // What the library has seen must be what was checked above: another thread may have been there in between.
   void* data;
-  for (const Known& known : known_) {
+  for (Known& known : known_) {
     if (!this->unchanged(known, true, data)) refuse("a state that changed meanwhile");
   }
 }
 
-bool StepTable::unchanged(const Known& known, bool same_memory, void*& data) const {
+bool StepTable::unchanged(Known& known, bool same_memory, void*& data) const {
   DLTensor x;
   if (!reader_.read(known.object, x)) return false;
   data = data_of(x);
+  known.shape = x.shape;
   const size_t bytes = size_t(known.ndim) * sizeof(int64_t);
   return (!same_memory || data == known.data) && same_type(x.dtype, known.dtype) && x.ndim == known.ndim &&
          (bytes == 0 || (std::memcmp(x.shape, &dims_[known.dims], bytes) == 0 &&
@@ -193,39 +201,38 @@ bool StepTable::groups_unchanged(PyObject* groups) {
 }
 
 bool StepTable::states_unchanged(PyObject* state) const {
-  if (state != state_.ptr()) return false;
-  // In order, because finding a tensor in a dict would call the slow Tensor.__hash__.
-  PyObject *key, *value;
-  Py_ssize_t at = 0;
-  for (const auto& [known_key, known_value] : items_) {
-    if (!PyDict_Next(state, &at, &key, &value) || key != known_key || value != known_value) return false;
-  }
-  if (PyDict_Next(state, &at, &key, &value)) return false;
-  const Known* known = known_.data();
-  void* data;
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (!unchanged(*known++, true, data)) return false;
-    for (const py::object& name : keys_) {
-      if (item(entries_[i], name) != (known++)->object) return false;
-    }
-    if (step_in_entry_[i] && item(entries_[i], step_name_) != known->object) return false;
-    ++known;
+  if (state != state_.ptr() || !items_.same(0, state)) return false;
+  for (size_t i = 0; i < entry_dicts_.size(); ++i) {
+    prefetch(entry_dicts_[std::min(i + kAhead, entry_dicts_.size() - 1)]);
+    if (!entries_.same(i, entry_dicts_[i])) return false;
   }
   return held_.unchanged();
 }
 
-bool StepTable::take_gradients() {
-  for (const Param& param : params_) {
-    py::object grad = gradient(param.object, grad_name_);
+bool StepTable::take_tensors() {
+  const size_t per_row = keys_.size() + 2, last = params_.size() - 1;
+  for (size_t i = 0; i < params_.size(); ++i) {
+    const Param& ahead = params_[std::min(i + kAhead, last)];
+    prefetch(ahead.object);
+    if (ahead.row >= 0) {
+      prefetch_around(known_[size_t(ahead.row) * per_row].shape);
+      prefetch_around(known_grads_[size_t(ahead.row)].shape);
+    }
+    const Param& param = params_[i];
+    py::object grad = gradient(param.object, grad_);
     if (grad.is_none() != (param.row < 0)) return false;
     if (param.row < 0) continue;
-    if (!reader_.is_plain(grad.ptr())) return false;
-    Known known = known_grads_[size_t(param.row)];
-    known.object = grad.ptr();
     void* data = nullptr;
+    if (!unchanged(known_[size_t(param.row) * per_row], true, data)) return false;
+    if (!reader_.is_plain(grad.ptr())) return false;
+    Known& known = known_grads_[size_t(param.row)];
+    known.object = grad.ptr();
     if (!unchanged(known, false, data)) return false;
     StepRow& row = rows_[size_t(param.row)];
     if (data == nullptr && row.numel > 0) return false;
+    // A gradient that is to be read as its negative is the imaginary part of conjugate numbers; its elements lie two
+    // apart, so that of several one was seen by the layout.
+    if (row.numel == 1 && is_negated(grad.ptr())) return false;
     row.g = data;
     grads_.push_back(grad.release().ptr());
   }
@@ -241,31 +248,49 @@ void StepTable::drop_gradients() {
   if (grads_.empty()) grads_.swap(grads);
 }
 
-bool StepTable::refresh(const py::object& groups, const py::object& state) {
+bool StepTable::is_negated(PyObject* x) const { return py::handle(is_neg_)(py::handle(x)).cast<bool>(); }
+
+int StepTable::traverse(visitproc visit, void* arg) const {
+  for (const py::object* x : {&parameter_type_, &groups_, &state_, &grad_, &is_neg_}) Py_VISIT(x->ptr());
+  for (const py::object& x : kept_) Py_VISIT(x.ptr());
+  for (PyObject* const x : grads_) Py_VISIT(x);
+  const int stopped = items_.traverse(visit, arg);
+  return stopped != 0 ? stopped : entries_.traverse(visit, arg);
+}
+
+void StepTable::clear() {
   drop_gradients();
-  ready_ = groups_unchanged(groups.ptr()) && states_unchanged(state.ptr()) && take_gradients();
+  groups_ = state_ = py::none();
+  items_.clear();
+  entries_.clear();
+  std::vector<py::object>().swap(kept_);
+}
+
+bool StepTable::refresh(const py::object& groups, const py::object& state) {
+  if (busy_) return false;  // another thread is in the middle of a step
+  drop_gradients();
+  ready_ = groups_unchanged(groups.ptr()) && states_unchanged(state.ptr()) && take_tensors();
   const bool valid = ready_;
   if (!valid) drop_gradients();
   return valid;
 }
 
-ScalarRef StepTable::scalar(const py::object& x, const char* what) const {
+ScalarRef StepTable::scalars(const py::object& x, int64_t count, const char* what) const {
   if (x.is_none()) return {};
   DLTensor seen;
   std::optional<DType> type;
   if (reader_.is_plain(x.ptr()) && reader_.read(x.ptr(), seen)) type = float_type(seen.dtype);
-  if (!type || numel_of(seen) != 1) {
-    throw std::invalid_argument(std::string("StepTable.step: ") + what +
-                                " must be one element of a floating type on the CPU");
+  if (!type || numel_of(seen) != count || !is_dense(seen)) {
+    throw std::invalid_argument(std::string("StepTable.step: ") + what + " must be " + std::to_string(count) +
+                                " element(s) of a floating type on the CPU");
   }
   return {data_of(seen), *type};
 }
 
 void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type,
                      const py::object& inv_scale, const py::object& found_inf, double max_norm, bool skip_nonfinite,
-                     const py::object& grad_norm, const py::object& clip_coef, const py::object& nonfinite,
-                     const py::object& skipped_steps) {
-  if (!ready_)
+                     const py::object& outputs, const py::object& skipped_steps) {
+  if (!ready_ || busy_)
     throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
   StepCall call = {};
   DLTensor table;
@@ -287,11 +312,17 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
   call.norm_type = norm_type;
   call.max_norm = max_norm;
   call.skip_nonfinite = skip_nonfinite;
-  call.inv_scale = scalar(inv_scale, "inv_scale");
-  call.found_inf = scalar(found_inf, "found_inf");
-  call.grad_norm = scalar(grad_norm, "grad_norm");
-  call.clip_coef = scalar(clip_coef, "clip_coef");
-  call.nonfinite_out = scalar(nonfinite, "nonfinite");
+  call.inv_scale = scalars(inv_scale, 1, "inv_scale");
+  call.found_inf = scalars(found_inf, 1, "found_inf");
+  if (!outputs.is_none()) {
+    const ScalarRef row = scalars(outputs, 3, "outputs");
+    const auto at = [&](int64_t i) {
+      return ScalarRef{static_cast<char*>(row.data) + i * size_of(row.dtype), row.dtype};
+    };
+    call.grad_norm = at(0);
+    call.clip_coef = at(1);
+    call.nonfinite_out = at(2);
+  }
   if (!skipped_steps.is_none()) {
     DLTensor seen;
     if (!reader_.is_plain(skipped_steps.ptr()) || !reader_.read(skipped_steps.ptr(), seen) ||
@@ -302,10 +333,12 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
   }
   char message[512] = "";
   int failed;
+  busy_ = true;
   {
     py::gil_scoped_release release;
     failed = reinterpret_cast<LaunchStep>(launch)(&call, message, sizeof message);
   }
+  busy_ = false;
   drop_gradients();
   if (failed != 0) throw std::runtime_error(message);
 }

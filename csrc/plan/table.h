@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "plan/held.h"
+#include "plan/snapshot.h"
 #include "plan/step_table.h"
 #include "plan/tensors.h"
 
@@ -32,10 +33,15 @@ class StepTable {
   // table was built from; it must be built anew then.
   bool refresh(const py::object& groups, const py::object& state);
 
-  // One step, after a refresh() that returned true; lets the gradients go.
+  // One step, after a refresh() that returned true; lets the gradients go. outputs: grad_norm, clip_coef and nonfinite
+  // in one row of three, or None.
   void step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
-            const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& grad_norm,
-            const py::object& clip_coef, const py::object& nonfinite, const py::object& skipped_steps);
+            const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& outputs,
+            const py::object& skipped_steps);
+
+  int traverse(visitproc visit, void* arg) const;
+  // Lets everything go; no refresh() is true any more.
+  void clear();
 
   bool has_double_gradient() const;
   size_t size() const { return rows_.size(); }
@@ -49,7 +55,8 @@ class StepTable {
     void* data;
     DLDataType dtype;
     int32_t ndim;
-    size_t dims;  // where its shape, and then its strides, are in dims_
+    size_t dims;           // where its shape, and then its strides, are in dims_
+    const int64_t* shape;  // where torch had them when last seen: to be fetched ahead, never read
   };
   struct Group {
     PyObject* group;
@@ -62,27 +69,29 @@ class StepTable {
 
   void add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group);
   Known know(PyObject* x, DLTensor& seen, const char* what);
-  bool unchanged(const Known& known, bool same_memory, void*& data) const;
+  bool unchanged(Known& known, bool same_memory, void*& data) const;
   void hold_states(const py::object& hold, uintptr_t unchanged, uintptr_t release);
   bool groups_unchanged(PyObject* groups);
   bool states_unchanged(PyObject* state) const;
-  bool take_gradients();
+  bool take_tensors();  // parameters must be what they were, gradients must fit
   void drop_gradients();
+  bool is_negated(PyObject* x) const;
   void check_overlap() const;
-  ScalarRef scalar(const py::object& x, const char* what) const;
+  ScalarRef scalars(const py::object& x, int64_t count, const char* what) const;
   PyObject* keep(PyObject* x);
 
   TensorReader reader_;
   py::object parameter_type_, groups_, state_;
   std::vector<py::object> keys_;
-  py::str grad_name_, params_name_, step_name_;
+  py::str params_name_;
+  py::object grad_, is_neg_;      // torch.Tensor.grad and is_neg
   std::vector<py::object> kept_;  // so that no address is used again while the table compares addresses
 
   std::vector<Group> watched_groups_;
   std::vector<Param> params_;
-  std::vector<std::pair<PyObject*, PyObject*>> items_;  // of the optimizer's state, in order
-  std::vector<PyObject*> entries_;                      // of each row in it
-  std::vector<bool> step_in_entry_;
+  Snapshot items_;    // of the optimizer's state
+  Snapshot entries_;  // of the entries of all rows that have one in it
+  std::vector<PyObject*> entry_dicts_;
   std::vector<Known> known_;  // of each row: p, the states, step
   // The states and steps. Not the parameters: torch.utils.swap_tensors refuses a tensor that is held elsewhere, and may
   // leave a parameter the same object with another tensor inside.
@@ -90,7 +99,7 @@ class StepTable {
   std::vector<Known> known_grads_;
   std::vector<int64_t> dims_;
   std::vector<PyObject*> grads_;  // owned between refresh() and step()
-  bool ready_ = false;
+  bool ready_ = false, busy_ = false;
 
   std::vector<StepRow> rows_;
   Chunker chunker_;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,26 @@ def load_library(name: str) -> str | None:
     try:
         torch.ops.load_library(path)
     except Exception as error:  # a library of another torch or machine fails in many ways; the package still works
-        return f"{path.name} does not load: {error.__cause__ or error}"
+        return f"{path.name} does not load: {error.__cause__ or error}{_other_torch()}"
     return None
+
+
+def load_libraries() -> None:
+    """Loads what was built, so that operators run that no call of this package led to: those of an exported program,
+    or called as ``torch.ops.fusedtrain.*``. Why one does not load is told where a backend is asked for."""
+    for name in _LIBRARIES:
+        load_library(name)
+
+
+def _other_torch() -> str:
+    """Names both versions where the library was built with another torch than this; else nothing."""
+    try:
+        built = json.loads((_FOLDER / "_build_info.json").read_text(encoding="utf-8"))["torch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not built or built == torch.__version__:
+        return ""
+    return f" (it was built with torch {built}, and this is torch {torch.__version__}: build it anew)"
 
 
 def cpu_isa() -> tuple[str, str | None]:
@@ -101,13 +120,11 @@ class StepLauncher:
         found_inf: Tensor | None,
         max_norm: float,
         skip_nonfinite: bool,
-        grad_norm: Tensor | None,
-        clip_coef: Tensor | None,
-        nonfinite: Tensor | None,
+        outputs: Tensor | None,
         skipped_steps: Tensor | None,
     ) -> None:
-        """The norm of the gradients, unless ``norm_type`` is 0, and the step. The other arguments are those of the
-        schema of ``optim_step_``; ``nonfinite`` is an output here, as are ``grad_norm`` and ``clip_coef``."""
+        """The norm of the gradients, unless ``norm_type`` is 0, and the step. ``outputs`` (3,) receives grad_norm,
+        clip_coef and nonfinite; the other arguments are those of the schema of ``optim_step_``."""
         table.step(
             self._launch,
             self._rules[rule],
@@ -117,9 +134,7 @@ class StepLauncher:
             found_inf,
             max_norm,
             skip_nonfinite,
-            grad_norm,
-            clip_coef,
-            nonfinite,
+            outputs,
             skipped_steps,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedtrain import dispatch, distributed
 from fusedtrain.clip import total_norm
-from fusedtrain.optim import checkpoint, hyper, launch, planned, work
+from fusedtrain.optim import arena, checkpoint, hooks, hyper, launch, planned, work
 from fusedtrain.optim.hyper import Group, Settings
 from fusedtrain.optim.work import Work
 from fusedtrain.rules import UPDATES, clip_coefficient
@@ -67,15 +67,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     backend: str | None = None
     _own_defaults: Group = {}  # noqa: RUF012  replaced, never changed
-    _grad_norm: Tensor | None = None
-    _clip_coef: Tensor | None = None
+    _outputs: Tensor | tuple[Tensor, Tensor] | None = None
+    """grad_norm and clip_coef of the last step."""
     _held: tuple[Tensor, Tensor] | None = None
     """Where a compiled step leaves grad_norm and clip_coef: it can write tensors, not attributes of an optimizer."""
     _skipped: Tensor | None = None
     _bad: tuple[Tensor, int] | None = None
     _calls: int = 0
-    _seen: tuple[list[Any], Settings] | None = None
+    _seen: tuple[Any, list[Any], Settings] | None = None
+    """The settings of the last step, what was read of the groups, and a snapshot of the groups if `_plan` is there."""
     _planner: planned.Planner | None = None
+    _arena: arena.Arena | None = None
+
+    @staticmethod
+    def profile_hook_step(func: Callable[hooks.P, hooks.R]) -> Callable[hooks.P, hooks.R]:
+        """What torch wraps ``step`` with."""
+        return hooks.only_if_observed(func)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -120,7 +127,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
                     "be updated twice in a step. List each once"
                 )
         if isinstance(param_group, dict):
-            hyper.check_settings(call, {**self.defaults, **param_group})
+            group = {**self.defaults, **param_group}
+            hyper.check_settings(call, group)
+            hyper.check_shared(call, [*self.param_groups, group])
         super().add_param_group(param_group)
         self._seen = None
         if self._skipped is None:
@@ -145,12 +154,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """The norm of all (unscaled) gradients before clipping, in the last step: 0-dim on the device, fp32, or fp64 if
         any gradient is. A new tensor each step, so it may be kept. None if the step did not need it: it does with
         ``max_norm`` (inf only measures) or a ``nonfinite`` other than "propagate"."""
-        return self._grad_norm if self._held is None else self._held[0].clone()
+        return self._output(0)
 
     @property
     def clip_coef(self) -> Tensor | None:
         """The factor that clipping by norm applied to the gradients in the last step, like `grad_norm`: at most 1."""
-        return self._clip_coef if self._held is None else self._held[1].clone()
+        return self._output(1)
+
+    def _output(self, i: int) -> Tensor | None:
+        if self._held is None:
+            return None if self._outputs is None else self._outputs[i]
+        return self._held[i].clone() if hyper.measures(self.param_groups[0]) else None
 
     @property
     def skipped_steps(self) -> Tensor:
@@ -198,13 +212,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> Settings:
         """The hyperparameters of this step; checked and tabulated anew only if any has changed."""
-        known, seen = self._seen or ([], None)
-        if seen is not None and planned.same_values(self.param_groups, self._reads, known):
+        snapshot, known, seen = self._seen or (None, [], None)
+        if seen is not None and snapshot is not None and snapshot.same(self.param_groups):
             return seen
         read = [self._get(group) for group in self.param_groups]
         if seen is not None:
             try:
                 if known == read:
+                    self._seen = hyper.snapshot(self.param_groups), known, seen
                     return seen
             except RuntimeError:  # a tensor of several elements has no truth value: the check below says it better
                 pass
@@ -214,12 +229,12 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 changed = {k: v for k, v, old in zip(self._reads, read[i], known[i], strict=True) if v is not old}
             hyper.check_settings(f"{self._call}, group {i}", changed)
         hyper.check_shared(self._call, self.param_groups)
-        settings = self._tabulate()
+        settings = hyper.tabulate(self)
         # What can change while it stays the same object is read every time.
         flat = list(chain.from_iterable(read))
         kinds = {*map(type, flat), *(type(x) for value in flat if type(value) is tuple for x in value)}
         fixed = not any(issubclass(kind, (Tensor, list)) for kind in kinds)
-        self._seen = (read, settings) if fixed else None
+        self._seen = (hyper.snapshot(self.param_groups), read, settings) if fixed else None
         return settings
 
     def _settings_while_compiling(self) -> Settings:
@@ -228,22 +243,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 f"{self._call}: nonfinite='raise' cannot be compiled; use 'skip' and look at skipped_steps"
             )
-        return self._tabulate()
-
-    def _tabulate(self) -> Settings:
-        rules, rows = [], []
-        tables: dict[str, list[list[Any]]] = {}
-        for group in self.param_groups:
-            rule = self._rule(group)
-            sign, bound = -1.0 if group["maximize"] else 1.0, group["clip_value"]
-            table = tables.setdefault(rule, [])
-            rules.append(rule)
-            rows.append(len(table))
-            table.append([group["lr"], sign, torch.inf if bound is None else bound, group["l1"], *self._row(group)])
-        first = self.param_groups[0]
-        max_norm = -1.0 if first["max_norm"] is None else float(first["max_norm"])
-        hypers = {rule: hyper.table(table) for rule, table in tables.items()}
-        return Settings(rules, rows, hypers, max_norm, float(first["norm_type"]), first["nonfinite"])
+        return hyper.tabulate(self)
 
     # Gathering
 
@@ -270,6 +270,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 todo.add(settings.rules[i], settings.rows[i], p, grads[j], own, steps[j], settings.measures)
         if settings.measures:
             todo.add_shards_without_gradients(self.param_groups)
+        if not compiling:
+            todo.check_apart(self._call)
         return todo
 
     def _check_group(self, name: str, group: Group) -> None:
@@ -296,11 +298,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
         hyper.check_shared(self._call, self.param_groups)
         self._check_group("a group", group)
         grads_of_all = [distributed.local(p.grad) for p in self._parameters() if p.grad is not None]
-        measures = group["max_norm"] is not None or group["nonfinite"] != "propagate"
-        if self._held is None and grads_of_all and measures:
+        if self._held is None and grads_of_all and hyper.measures(group):
             dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads_of_all) else torch.float32
             norm = torch.zeros((), dtype=dtype, device=grads_of_all[0].device)
             self._held = norm, torch.ones_like(norm)
+        arena.leave(self)
         self._collect(group, params, grads, states, steps)
 
     def _collect(
@@ -320,7 +322,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state = self.state[p]
         step = state.get("step")
         if not isinstance(step, Tensor) or step.dim() or step.device != p.device:
-            state["step"] = step = checkpoint.step_counter(step or 0.0, p.device)
+            state["step"] = step = checkpoint.step_counter(step or 0.0, p.device, arena.of(self))
         return step
 
     def _states(self, p: Tensor, keys: tuple[str, ...]) -> list[Tensor]:
@@ -330,9 +332,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state = self.state[p]
         for key in keys:
             if state.get(key) is None:
-                state[key] = checkpoint.zeros_for(p)
+                state[key] = checkpoint.zeros_for(p, memory=arena.of(self))
             elif not work.fits(state[key], p):
-                state[key] = checkpoint.state_for(p, state[key])
+                state[key] = checkpoint.state_for(p, state[key], arena.of(self))
         return [state[key] for key in keys]
 
     # Launching
@@ -359,7 +361,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
             outputs = (None, None, None)  # written, and counted, once
         if torch.compiler.is_compiling():
             return
-        self._grad_norm, self._clip_coef, self._held = grad_norm, clip_coef, None
+        self._outputs = None if grad_norm is None or clip_coef is None else (grad_norm, clip_coef)
+        self._held = None
         if any(backend.name != "reference" for backend in backends):  # its kernels write behind autograd's back
             torch.autograd.graph.increment_version(todo.written)
         self._note(settings, nonfinite)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fusedtrain import distributed
-from fusedtrain.optim import hyper
+from fusedtrain.optim import arena, hyper, work
+from fusedtrain.optim.arena import Arena
 
 OWN_DEFAULTS: dict[str, Any] = {
     "max_norm": None,
@@ -23,36 +24,40 @@ OWN_DEFAULTS: dict[str, Any] = {
 }
 """What our parameter groups have and torch's have not."""
 
-KEPT = ("backend", "_own_defaults", "_grad_norm", "_clip_coef", "_skipped", "_bad", "_calls", "_counters")
+KEPT = ("backend", "_own_defaults", "_outputs", "_held", "_skipped", "_bad", "_calls", "_counters")
 """Attributes that go along when an optimizer is copied or pickled."""
 
 _STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
 
 
-def step_counter(value: float | Tensor, device: torch.device) -> Tensor:
+def step_counter(value: float | Tensor, device: torch.device, memory: Arena | None = None) -> Tensor:
     """A counter of steps: 0-dim, on the parameter's device, in torch's dtype (fp32, fp64 where that is the default)
     whatever the parameter's; a bf16 counter would stop at 256."""
-    if isinstance(value, Tensor) and value.dtype in _STEP_DTYPES:
-        return value.detach().reshape(()).to(device, copy=True)
-    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    return torch.full((), float(value), dtype=dtype, device=device)  # torch.tensor would wait for the device
+    kept = isinstance(value, Tensor) and value.dtype in _STEP_DTYPES
+    if isinstance(value, Tensor) and kept:
+        dtype = value.dtype
+    else:
+        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    shared = memory.counter(device, dtype) if memory is not None else None
+    counter = torch.zeros((), dtype=dtype, device=device) if shared is None else shared
+    if isinstance(value, Tensor) and kept:
+        return counter.copy_(value.detach().reshape(()))
+    return counter.fill_(float(value))  # torch.tensor would wait for the device
 
 
-def state_dtype(p: Tensor) -> torch.dtype:
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
+def zeros_for(p: Tensor, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
+    """A new state of ``p``: zero, fp32 (fp64 for fp64) if no dtype is given, in its layout, sharded as it is."""
+    dtype = dtype or work.state_dtype(p)
+    shared = memory.zeros_like(p, dtype) if memory is not None else None
+    if shared is not None:
+        return shared
+    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
 
 
-def zeros_for(p: Tensor) -> Tensor:
-    """A new state of ``p``: zero, fp32 (fp64 for fp64), in its layout, sharded as it is."""
-    return torch.zeros_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format, requires_grad=False)
-
-
-def state_for(p: Tensor, value: Tensor) -> Tensor:
-    """A copy of a state on the device and in the layout of ``p``. It keeps its dtype, but that a low-precision state of
-    a low-precision parameter becomes fp32, as all of ours are: exact, and it no longer loses what is added to it."""
-    low = value.dtype.itemsize < 4 and p.dtype.itemsize < 4
-    out = torch.empty_like(p, dtype=torch.float32 if low else value.dtype, requires_grad=False)
-    return out.copy_(value)
+def state_for(p: Tensor, value: Tensor, memory: Arena | None = None) -> Tensor:
+    """A copy of a state on the device and in the layout of ``p``, in the dtype of a new state unless its own is wider:
+    what is added to a narrower one is lost to rounding."""
+    return zeros_for(p, torch.promote_types(value.dtype, work.state_dtype(p)), memory).copy_(value)
 
 
 def check(call: str, where: str, p: Tensor, key: str, value: Any) -> None:
@@ -132,7 +137,8 @@ def _prepared(opt: Any, call: str, where: str, p: Tensor, state: dict[Any, Any])
             if value is None:
                 continue
             check(call, where, p, key, value)
-            ready[key] = step_counter(value, p.device) if key == "step" else state_for(p, value)
+            shared = arena.of(opt)
+            ready[key] = step_counter(value, p.device, shared) if key == "step" else state_for(p, value, shared)
         else:
             ready[key] = value.to(p.device) if isinstance(value, Tensor) else value
     return ready

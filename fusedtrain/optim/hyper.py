@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import functools
+import importlib
 import math
 import numbers
 from collections.abc import Callable
@@ -19,6 +20,18 @@ NONFINITE = ("propagate", "skip", "raise")
 Group = dict[str, Any]
 Check = Callable[[str, Any], None]
 """``check(call, value)`` raises ValueError or TypeError."""
+
+
+try:
+    _Snapshot = importlib.import_module("fusedtrain._plan").Snapshot
+except (ImportError, AttributeError):  # not built, or not from these sources
+    _Snapshot = None
+
+
+def snapshot(groups: list[Group]) -> Any:
+    """What all groups hold, by identity; ``.same(groups)`` is several times faster than reading them. None without
+    `_plan`."""
+    return _Snapshot(groups) if _Snapshot is not None else None
 
 
 def _scalar(call: str, what: str, value: Any, text: str) -> float | None:
@@ -128,6 +141,11 @@ def check_shared(call: str, groups: list[Group]) -> None:
                 )
 
 
+def measures(group: Group) -> bool:
+    """Whether a step of such a group needs the norm."""
+    return group["max_norm"] is not None or group["nonfinite"] != "propagate"
+
+
 class Settings(NamedTuple):
     """The hyperparameters of one step."""
 
@@ -148,6 +166,23 @@ class Settings(NamedTuple):
         return self.max_norm >= 0 or self.nonfinite != "propagate"
 
 
+def tabulate(opt: Any) -> Settings:
+    """The settings of all groups of an optimizer, each with its rule and its row of that rule's table."""
+    rules, rows = [], []
+    tables: dict[str, list[list[Any]]] = {}
+    for group in opt.param_groups:
+        rule = opt._rule(group)
+        sign, bound = -1.0 if group["maximize"] else 1.0, group["clip_value"]
+        own = tables.setdefault(rule, [])
+        rules.append(rule)
+        rows.append(len(own))
+        own.append([group["lr"], sign, torch.inf if bound is None else bound, group["l1"], *opt._row(group)])
+    first = opt.param_groups[0]
+    max_norm = -1.0 if first["max_norm"] is None else float(first["max_norm"])
+    hypers = {rule: table(cells) for rule, cells in tables.items()}
+    return Settings(rules, rows, hypers, max_norm, float(first["norm_type"]), first["nonfinite"])
+
+
 def table(rows: list[list[Any]]) -> Tensor:
     """Rows of numbers and 1-element tensors as an fp64 tensor (G, K): on the CPU, or where a tensor among them is that
     is elsewhere. Its value is not waited for, so that a captured graph steps with what it holds at each replay. While
@@ -163,6 +198,8 @@ def table(rows: list[list[Any]]) -> Tensor:
                 for x in cells
             ]
         )
+    elif device is None and torch._C._len_torch_dispatch_stack() > 0:  # fake tensors, say: made by an operator
+        flat = torch.tensor([float(x) for x in cells], dtype=torch.float64, device="cpu")
     elif device is None:
         flat = torch.frombuffer(array.array("d", cells), dtype=torch.float64)
     else:

@@ -7,11 +7,9 @@ states loaded, parameters exchanged), and steps aside as soon as anything but th
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from fusedtrain import dispatch
 from fusedtrain.optim import launch
@@ -22,22 +20,11 @@ from fusedtrain.rules import UPDATES
 if TYPE_CHECKING:
     from fusedtrain.optim.base import ClippedOptimizer
 
-try:
-    _same_values = importlib.import_module("fusedtrain._plan").same_values
-except (ImportError, AttributeError):  # not built, or not from these sources
-    _same_values = None
-
 _CPU = torch.device("cpu")
 _PATIENCE = 4
 """After so many tables in a row that served no step, as when gradients come and go,"""
 _PAUSE = 64
 """this many steps pass before another is built."""
-
-
-def same_values(groups: list[dict[str, Any]], keys: tuple[str, ...], values: list[Any]) -> bool:
-    """Whether each group has under these keys the very objects of its tuple of values; False if `_plan` is not there to
-    tell. Of hundreds of groups, reading and comparing them here takes as long as the step."""
-    return _same_values is not None and _same_values(groups, keys, values)
 
 
 class Table:
@@ -53,24 +40,23 @@ class Table:
         entries = [opt.state[p] if keys else None for p in params]
         steps = [opt._step_count(p, keys) for p in params]
         self.table = launcher.table(opt.param_groups, settings.rows, opt.state, keys, entries, steps)
-        self.written = self.table.written()
+        # Views of one block share its version counter.
+        bases = (x if x._base is None else x._base for x in self.table.written())
+        self.written = list({id(x): x for x in bases}.values())
         self.norm_dtype = torch.float64 if self.table.has_double_gradient() else torch.float32
 
-    def step(self, opt: ClippedOptimizer, settings: Settings) -> tuple[Tensor, Tensor, Tensor] | tuple[()] | None:
-        """Steps and returns ``(grad_norm, clip_coef, nonfinite)``, or nothing of these if no norm was needed; or does
-        nothing and returns None if the table no longer holds."""
+    def step(self, opt: ClippedOptimizer, settings: Settings) -> bool:
+        """Steps; or does nothing and returns False if the table no longer holds."""
         if settings.rules is not self.rules and settings.rules != self.rules:
-            return None
+            return False
         scale, found_inf = launch.amp(opt)
         table = settings.tables[self.rule]
-        if any(x is not None and x.device.type != "cpu" for x in (table, scale, found_inf, opt._skipped)):
-            return None
+        for x in (table, scale, found_inf, opt._skipped):
+            if x is not None and not x.is_cpu:
+                return False
         if not self.table.refresh(opt.param_groups, opt.state):
-            return None
-        outputs: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
-        if settings.measures:
-            norm, coef = torch.empty((2,), dtype=self.norm_dtype).unbind()
-            outputs = norm, coef, torch.empty(())
+            return False
+        outputs = torch.empty(3, dtype=self.norm_dtype, device=_CPU) if settings.measures else None
         self.launcher.step(
             self.table,
             self.rule,
@@ -80,11 +66,13 @@ class Table:
             found_inf,
             settings.max_norm,
             settings.nonfinite != "propagate",
-            *(outputs or (None, None, None)),
+            outputs,
             opt._skipped,
         )
         torch.autograd.graph.increment_version(self.written)
-        return outputs
+        opt._outputs, opt._held = outputs, None
+        opt._note(settings, None if outputs is None else outputs[2])
+        return True
 
 
 class Planner:
@@ -120,14 +108,10 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
         return False
     table = planner.table
     backend = dispatch.resolve(opt._call, _CPU, table.dtypes, table.rule, opt.backend)
-    outputs = table.step(opt, settings) if backend.step_launcher is table.launcher else None
-    if outputs is None:
+    if backend.step_launcher is not table.launcher or not table.step(opt, settings):
         planner.table = None
         return False
     planner.served = True
-    opt._grad_norm, opt._clip_coef, nonfinite = outputs or (None, None, None)
-    opt._held = None
-    opt._note(settings, nonfinite)
     return True
 
 

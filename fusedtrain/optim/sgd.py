@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fusedtrain.optim import checkpoint
+from fusedtrain.optim import arena, checkpoint
 from fusedtrain.optim.base import ClippedOptimizer
 from fusedtrain.optim.hyper import Group
 
@@ -84,7 +84,7 @@ class SGD(ClippedOptimizer, torch.optim.SGD):  # type: ignore[misc]
         state = self.state.get(p) if keys else None
         begun = state is not None and state.get("momentum_buffer") is not None
         if count is None or count.device != p.device or (keys and not begun):
-            count = self._counters[p] = checkpoint.step_counter(1.0 if begun else 0.0, p.device)
+            count = self._counters[p] = checkpoint.step_counter(float(begun), p.device, arena.of(self))
         return count
 
     def _states_replaced(self) -> None:

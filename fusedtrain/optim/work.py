@@ -49,8 +49,9 @@ class Work:
         """One parameter with its gradient and states, all checked; ``measured``: the gradient counts in the norm."""
         g = distributed.like(distributed.without_pending_sum(g), p)
         p_here, g_here = distributed.local(p), distributed.local(g)
-        dense = p_here if layout(p_here) == "dense" else torch.empty_like(p_here).copy_(p_here)
-        g_here = in_layout_of(g_here, dense)
+        plain = layout(p_here) == "dense" and not is_negated(p_here)
+        dense = p_here if plain else torch.empty_like(p_here).copy_(p_here)
+        g_here = in_layout_of(g_here.resolve_neg() if is_negated(g_here) else g_here, dense)
         states_here = [distributed.local(s) for s in states]
         dtypes = (p_here.dtype, g_here.dtype, *(s.dtype for s in states_here))
         key = (rule, p_here.device, dtypes)
@@ -75,6 +76,57 @@ class Work:
                 shards = distributed.shards(p)
                 if shards is not None:
                     self.split.setdefault(shards, [])
+
+    def check_apart(self, call: str) -> None:
+        """Raises RuntimeError if tensors of different calls, or copied ones, share memory. Of those of one call the
+        operator sees it, before it writes; but then other calls have written."""
+        if len(self.batches) < 2 and not any(batch.copies for batch in self.batches.values()):
+            return
+        pieces = sorted(
+            (
+                (str(x.device), x.data_ptr(), i, x)
+                for i, x in enumerate(map(distributed.local, self.written))
+                if x.numel()
+            ),
+            key=lambda piece: piece[:3],
+        )
+        reaching: list[tuple[str, int, int, Tensor]] = []  # those that reach beyond where the next begins
+        for device, begin, i, x in pieces:
+            reaching = [piece for piece in reaching if piece[0] == device and begin < _end(piece[3])]
+            for _, _, j, y in reaching:
+                if share_memory(x, y):
+                    raise RuntimeError(
+                        f"{call}: two tensors that it writes share memory, of {tuple(y.shape)} and {tuple(x.shape)} "
+                        f"(numbers {j} and {i} of its parameters, states and step counts): what one of them is given, "
+                        "the other would overwrite. Pass each tensor once, and no views of one another"
+                    )
+            reaching.append((device, begin, i, x))
+
+
+def _end(x: Tensor) -> int:
+    """The address behind the last element."""
+    return x.data_ptr() + x.itemsize * (1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)))
+
+
+def share_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether any element of ``x`` is one of ``y``; their ranges of addresses overlap. Columns of one matrix do not."""
+    if x.itemsize != y.itemsize or (x.data_ptr() - y.data_ptr()) % x.itemsize:
+        return True
+    first = min(x.data_ptr(), y.data_ptr())
+
+    def places(t: Tensor) -> Tensor:
+        at = torch.tensor((t.data_ptr() - first) // t.itemsize, device="cpu")
+        for size, stride in zip(t.shape, t.stride(), strict=True):
+            at = at.unsqueeze(-1) + torch.arange(size, device="cpu") * stride
+        return at.flatten()
+
+    return bool(torch.isin(places(x), places(y)).any())
+
+
+def is_negated(x: Tensor) -> bool:
+    """Whether memory holds the negative of what torch reads, as the imaginary part of conjugate numbers does. A graph
+    is given plain tensors."""
+    return not torch.compiler.is_compiling() and x.is_neg()
 
 
 def layout(x: Tensor) -> str:
@@ -104,9 +156,14 @@ def in_layout_of(x: Tensor, p: Tensor) -> Tensor:
     return x if same_layout(x, p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
 
 
+def state_dtype(p: Tensor) -> torch.dtype:
+    """That of a new state: fp32, fp64 for fp64."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
 def fits(state: Tensor, p: Tensor) -> bool:
-    """Whether a state of the right shape is where its parameter is and in its layout."""
-    if state.device != p.device:
+    """Whether a state of the right shape is where its parameter is, in its layout and precise enough."""
+    if state.device != p.device or state.dtype.itemsize < state_dtype(p).itemsize:
         return False
     state, p = distributed.local(state), distributed.local(p)
     return same_layout(state, p if layout(p) == "dense" else torch.empty_like(p, device="meta"))

@@ -317,7 +317,7 @@ def test_an_error_in_reading_a_gradient_propagates() -> None:
     assert table.refresh(opt.param_groups, opt.state)
     assert not table.refresh([], opt.state)
     with pytest.raises(RuntimeError, match="refresh"):
-        table.step(0, 0, None, 0.0, None, None, -1.0, False, None, None, None, None)
+        table.step(0, 0, None, 0.0, None, None, -1.0, False, None, None)
 
 
 def test_shared_memory_is_refused() -> None:
