@@ -81,15 +81,13 @@ inline void load_four(const float* x, Doubles& v) {
 }
 inline void load_four(const double* x, Doubles& v) { std::memcpy(&v, x, sizeof v); }
 
-// Adds f of 32 elements to 32 lanes, enough of them to hide the latency of an addition.
+// Adds f of four elements to four lanes.
 template <class C, class F>
-inline __attribute__((always_inline)) void add_lanes(const C* x, Doubles (&a)[8], F&& f) {
-  for (int j = 0; j < 8; ++j) {
-    Doubles v;
-    load_four(x + 4 * j, v);
-    f(v);
-    a[j] += v;
-  }
+inline __attribute__((always_inline)) void add_four(const C* x, Doubles& a, F&& f) {
+  Doubles v;
+  load_four(x, v);
+  f(v);
+  a += v;
 }
 
 // The sum of f over x; f replaces four values, and zeros by zeros.
@@ -97,13 +95,17 @@ template <class C, class F>
 inline __attribute__((always_inline)) double sum(const C* x, int64_t n, F&& f) {
   Doubles a[8] = {};
   int64_t i = 0;
-  for (; i + 32 <= n; i += 32) add_lanes(x + i, a, f);
-  if (i < n) {
-    C rest[32] = {};
-    std::memcpy(rest, x + i, size_t(n - i) * sizeof(C));
-    add_lanes(rest, a, f);
+  for (; i + 32 <= n; i += 32) {  // lanes enough to hide the latency of an addition
+    for (int j = 0; j < 8; ++j) add_four(x + i + 4 * j, a[j], f);
   }
-  const Doubles total = ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
+  Doubles tail = {};
+  for (; i + 4 <= n; i += 4) add_four(x + i, tail, f);
+  if (i < n) {
+    C rest[4] = {};
+    std::memcpy(rest, x + i, size_t(n - i) * sizeof(C));
+    add_four(rest, tail, f);
+  }
+  const Doubles total = (((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]))) + tail;
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
