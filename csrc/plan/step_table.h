@@ -1,5 +1,6 @@
 // What a multi-tensor step works on: plain data, shared by the planner, the operators and the launchers.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "plan/chunks.h"
@@ -58,7 +59,55 @@ struct StepCall {
   int64_t* skipped_steps = nullptr;
 };
 
-// Differs where the two sides of a call were not built from the same sources.
-constexpr int64_t kStepAbi = int64_t(sizeof(StepCall)) << 32 | int64_t(sizeof(StepRow)) << 16 | int64_t(sizeof(Chunk));
+constexpr size_t kLayout[] = {sizeof(StepCall),
+                              sizeof(StepRow),
+                              sizeof(Chunk),
+                              sizeof(ScalarRef),
+                              offsetof(Chunk, row),
+                              offsetof(Chunk, begin),
+                              offsetof(Chunk, size),
+                              offsetof(ChunkList, chunks),
+                              offsetof(ChunkList, tasks),
+                              offsetof(ChunkList, chunk_count),
+                              offsetof(ChunkList, task_count),
+                              offsetof(ChunkList, elements),
+                              offsetof(StepRow, p),
+                              offsetof(StepRow, g),
+                              offsetof(StepRow, state),
+                              offsetof(StepRow, step),
+                              offsetof(StepRow, numel),
+                              offsetof(StepRow, group),
+                              offsetof(StepRow, p_dtype),
+                              offsetof(StepRow, g_dtype),
+                              offsetof(StepRow, state_dtype),
+                              offsetof(StepRow, step_type),
+                              offsetof(StepCall, rows),
+                              offsetof(StepCall, row_count),
+                              offsetof(StepCall, work),
+                              offsetof(StepCall, rule),
+                              offsetof(StepCall, hyper_here),
+                              offsetof(StepCall, hyper),
+                              offsetof(StepCall, hyper_rows),
+                              offsetof(StepCall, hyper_columns),
+                              offsetof(StepCall, norm_type),
+                              offsetof(StepCall, norm),
+                              offsetof(StepCall, nonfinite),
+                              offsetof(StepCall, inv_scale),
+                              offsetof(StepCall, found_inf),
+                              offsetof(StepCall, max_norm),
+                              offsetof(StepCall, skip_nonfinite),
+                              offsetof(StepCall, grad_norm),
+                              offsetof(StepCall, clip_coef),
+                              offsetof(StepCall, nonfinite_out),
+                              offsetof(StepCall, skipped_steps)};
+
+constexpr int64_t hash_of_layout() {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const size_t number : kLayout) hash = (hash ^ number) * 0x100000001b3;
+  return int64_t(hash >> 1);
+}
+
+// Differs where the two sides of a call lay these structures out differently, not being built from the same sources.
+inline constexpr int64_t kStepAbi = hash_of_layout();
 
 }  // namespace ft
