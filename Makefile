@@ -1,6 +1,7 @@
 # make train   a model trained with stock PyTorch and with fusedtrain, side by side     TRAIN_ARGS="--task text"
 # make test    the whole suite                                                         PYTEST_ARGS="-k optim"
 # make bench   speed ratios against PyTorch, measured on this machine                   BENCH_ARGS=...
+# make readme-tables  the README's figures, from the measurements in benchmarks/results
 # make lint    ruff, mypy, clang-format        make format   mend what they can
 # make wheel   a wheel in dist/                make clean    forget the environments and everything built
 # make test-floor, make test-newest            the suite under the oldest and the newest torch, with the wheel built here
@@ -23,7 +24,7 @@ CXX_FILES = $(shell find csrc tests/cuda_on_cpu -name '*.h' -o -name '*.cpp' -o 
 # Two processes with one thread each are faster than one process with two: most tests are small.
 RUN_TESTS = OMP_NUM_THREADS=1 PATH="$(abspath $(1))/bin:$$PATH"
 
-.PHONY: train test bench lint format wheel test-floor test-newest cuda-check cuda-build build clean
+.PHONY: train test bench readme-tables lint format wheel test-floor test-newest cuda-check cuda-build build clean
 .DELETE_ON_ERROR:
 
 train: build
@@ -34,6 +35,9 @@ test: build
 
 bench: build
 	$(BIN)/python benchmarks/ratios.py $(BENCH_ARGS)
+
+readme-tables: $(VENV)/requirements.stamp
+	$(BIN)/python benchmarks/readme_tables.py
 
 lint: $(VENV)/requirements.stamp
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ from rows import QUICK, ROWS, Row
 
 import fusedtrain
 from fusedtrain import env
-from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
-from fusedtrain.bench.run import write_json
+from fusedtrain.bench.measure import measure, median_seconds, ratios, reason, timed
+from fusedtrain.bench.results import write_json
 from fusedtrain.bench.setting import setting
 from fusedtrain.bench.timers import Wall
 
@@ -37,9 +37,8 @@ def figures(row: Row, rounds: int, clock: Wall, quick: bool) -> dict[str, Any]:
     found = measure(workload, CPU, clock, providers=[ours, row.theirs], rounds=rounds, observed=False)
     sides = {"ours": ours, "theirs": row.theirs}
     for side in sides.values():
-        if not timed(found, side):
-            verdict = found["providers"][side]
-            return {**told, "wrong": f"{side}: {verdict.get('wrong') or verdict['why_not']}"}
+        if "why_not" in found or not timed(found, side):
+            return {**told, "wrong": f"{side}: {found.get('why_not') or reason(found['providers'][side])}"}
     of_rounds = ratios(found, ours, row.theirs)
     return {
         **told,

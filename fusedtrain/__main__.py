@@ -1,4 +1,4 @@
-"""``python -m fusedtrain env | train``. A sub-command imports what it needs only when it runs."""
+"""``python -m fusedtrain env | train | bench``. A sub-command imports what it needs only when it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 # Sub-commands that are Typer applications, the `app` of a module: (module, extra with what it needs, help).
 APPLICATIONS = {
     "train": ("fusedtrain.train.cli", "train", "train one model with stock PyTorch and with fusedtrain, side by side"),
+    "bench": ("fusedtrain.bench.cli", "bench", "measure fusedtrain against PyTorch and others on this machine"),
 }
 
 

@@ -1,4 +1,4 @@
-from fusedtrain.bench.run import main
+from fusedtrain.bench.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedtrain import rng, rules
 from fusedtrain.bench import availability
-from fusedtrain.bench.act_providers import PROVIDERS, Function, plain
+from fusedtrain.bench.accuracy import Accuracy, batch, error, one_thread
+from fusedtrain.bench.act_providers import PEERS, PROVIDERS, Function, plain
 from fusedtrain.bench.step_providers import OURS
 from fusedtrain.bench.workload import Call
-from fusedtrain.testing import assert_as_accurate, error
-
-_BATCH = 2**25
-"""Elements that are checked at once."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,11 @@ class ActDropout:
     p: float = 0.1
     gated: bool = False
     host_bound: bool = False
-    suite: str = "act_dropout"
+    model: str = ""
+    """Whose activations have this shape, if anybody's."""
+    seed: int = 0
+    suite: str = "act"
+    baseline: str = "torch-eager"
 
     def providers(self) -> list[str]:
         return list(PROVIDERS)
@@ -42,11 +45,13 @@ class ActDropout:
         availability.check_provider(provider, PROVIDERS, self.name)
         if provider in OURS:
             return availability.backend_refusal(OURS[provider], device, dtype, self.activation)
+        if provider in PEERS:
+            return PEERS[provider].why_not(self.activation, self.p, self.gated, device)
         return None
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x, dy)``."""
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator(device).manual_seed(self.seed)
         rows, width = self.shape
         x, dy = (
             torch.randn((rows, n), generator=generator, device=device).to(dtype)
@@ -72,7 +77,7 @@ class ActDropout:
         x, _ = self.inputs(device, dtype)
         return PROVIDERS[provider](self.activation, self.p, self.gated)(x)
 
-    def check(self, provider: str, device: torch.device, dtype: torch.dtype) -> None:
+    def check(self, provider: str, device: torch.device, dtype: torch.dtype) -> Accuracy:
         """Values and gradients as near to fp64 as torch's operators, masked, are; our masks to the bit."""
         x, dy = self.inputs(device, dtype)
         state = torch.tensor([5, 8], device=device)
@@ -82,21 +87,26 @@ class ActDropout:
         (dx,) = torch.autograd.grad(y, x, dy)
         threshold = rng.drop_threshold(self.p)
         scale = rng.keep_scale(threshold) if ours else 1 / (1 - self.p)
-        rows = max(1, _BATCH // self.shape[1])
-        for begin in range(0, self.shape[0], rows):
-            part = slice(begin, begin + rows)
-            # torch's masks are its own affair: what it dropped is what came out as zero.
-            keep = y[part] != 0
-            if ours:
-                lanes = rng.lanes(state, y[part].numel(), begin * self.shape[1])
-                keep = (lanes >= threshold).reshape(keep.shape)
-                for written in (y[part], *dx[part].chunk(2 if self.gated else 1, dim=-1)):
-                    if bool((written != 0)[~keep].any()):
-                        raise AssertionError("an element that the mask drops is not zero")
-            self._check_part(x.detach()[part], dy[part], y.detach()[part], dx[part], keep, scale)
-        self._check_rate(y.detach())
+        accuracy = Accuracy()
+        rows = max(1, batch(device) // self.shape[1])
+        with one_thread():
+            for begin in range(0, self.shape[0], rows):
+                part = slice(begin, begin + rows)
+                # torch's masks are its own affair: what it dropped is what came out as zero.
+                keep = y[part] != 0 if self.p else torch.ones_like(y[part], dtype=torch.bool)
+                if ours:
+                    lanes = rng.lanes(state, y[part].numel(), begin * self.shape[1])
+                    keep = (lanes >= threshold).reshape(keep.shape)
+                    for written in (y[part], *dx[part].chunk(2 if self.gated else 1, dim=-1)):
+                        if bool(((written != 0) & ~keep).any()):
+                            raise AssertionError("an element that the mask drops is not zero")
+                self._check_part(x.detach()[part], dy[part], y.detach()[part], dx[part], keep, scale, accuracy)
+            self._check_rate(y.detach())
+        return accuracy
 
-    def _check_part(self, x: Tensor, dy: Tensor, y: Tensor, dx: Tensor, keep: Tensor, scale: float) -> None:
+    def _check_part(
+        self, x: Tensor, dy: Tensor, y: Tensor, dx: Tensor, keep: Tensor, scale: float, accuracy: Accuracy
+    ) -> None:
         d = torch.where(keep, dy.double() * scale, 0.0)
 
         def both(f: Function, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -107,11 +117,11 @@ class ActDropout:
 
         exact_y, exact_dx = both(self._specified, torch.float64)
         plain_y, plain_dx = both(lambda z: plain(self.activation, z, self.gated), x.dtype)
-        assert_as_accurate(y, plain_y.to(y.dtype), exact_y)
+        accuracy.add(y, plain_y.to(y.dtype), exact_y)
         # How a slope is rounded depends on how its formula is arranged: torch's own, or the one torch derives.
         _, derived = both(self._specified, torch.promote_types(x.dtype, torch.float32))
         yardstick = max((g.to(dx.dtype) for g in (plain_dx, derived)), key=lambda g: error(g, exact_dx))
-        assert_as_accurate(dx, yardstick, exact_dx)
+        accuracy.add(dx, yardstick, exact_dx)
 
     def _specified(self, x: Tensor) -> Tensor:
         fwd = rules.ACTIVATIONS[self.activation].fwd
@@ -121,8 +131,8 @@ class ActDropout:
         return fwd(gate) * up
 
     def _check_rate(self, y: Tensor) -> None:
-        """A provider that drops nothing, or all, is fast and wrong: within 6 sigma. Zeros of relu are no drops."""
-        if self.activation == "relu":
+        """A provider that drops nothing, or all, is fast and wrong: within 6 sigma."""
+        if self.activation in ("relu", "hardswish"):  # whose zeros are no drops
             return
         dropped = float((y == 0).float().mean())
         sigma = math.sqrt(self.p * (1 - self.p) / y.numel())
@@ -135,3 +145,24 @@ class ActDropout:
         wide = 2 * n if self.gated else n
         forward, backward = wide + n, n + wide + wide
         return {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
+
+    def needs(self, dtype: torch.dtype, providers: int) -> int:
+        """x and dy once; a result and a gradient for each provider, whose call may hold them; what the check holds in
+        fp64."""
+        n = self.shape[0] * self.shape[1]
+        wide = 3 * n if self.gated else 2 * n
+        return 2 * wide * dtype.itemsize + providers * wide * dtype.itemsize + 100 * min(n, 2**25)
+
+    def facts(self) -> dict[str, Any]:
+        return {"elements": self.shape[0] * self.shape[1], "mode": self.mode, "p": self.p}
+
+
+SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64"}
+
+
+def named(act: ActDropout) -> ActDropout:
+    """With the name that says what it is."""
+    kind = f"{act.activation} gated" if act.gated else act.activation
+    what = f"{kind} + dropout" if act.p else f"{kind}, no dropout"
+    size = f"{act.shape[0]} x {act.shape[1]} {SHORT[act.dtype]}"
+    return dataclasses.replace(act, name=f"{act.model + ': ' if act.model else ''}{what}, {size}, {act.mode}")

@@ -16,7 +16,7 @@ def check_provider(provider: str, known: Iterable[str], workload: str) -> None:
         raise ValueError(f"{workload}: no provider {provider!r}; choose one of {', '.join(known)}")
 
 
-def backend_refusal(backend: str, device: torch.device, dtype: torch.dtype, rule: str) -> str | None:
+def backend_refusal(backend: str, device: torch.device, dtype: torch.dtype, rule: str | None) -> str | None:
     """Why our backend cannot run the rule on such tensors."""
     return dispatch.load(backend).refusal(device.type, frozenset({dtype}), rule)
 

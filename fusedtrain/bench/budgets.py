@@ -30,7 +30,7 @@ class Budget:
         missing = [p for p in self.providers if not timed(row, p)]
         if missing:
             reasons = (row["providers"].get(p, {"why_not": "not asked for"}) for p in missing)
-            told = (r.get("wrong") or r.get("why_not") or r.get("error") for r in reasons)
+            told = (r.get("wrong") or r.get("failed") or r.get("why_not") for r in reasons)
             return {**verdict, "missing": "; ".join(f"{p}: {why}" for p, why in zip(missing, told, strict=True))}
         figure = self.figure(row, copy_bandwidth)
         low = self.at_least is None or figure >= self.at_least

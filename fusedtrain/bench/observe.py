@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,15 @@ def events(call: Call) -> Counter[tuple[str, str]]:
         call()
         if on_gpu:
             torch.cuda.synchronize()
+    trace = _trace(profiler)
+    return Counter((event["cat"], event["name"]) for event in trace if event.get("ph") == "X" and "cat" in event)
+
+
+def _trace(profiler: profile) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text("utf-8"))["traceEvents"]
-    return Counter((event["cat"], event["name"]) for event in trace if event.get("ph") == "X" and "cat" in event)
+        return json.loads(path.read_text("utf-8"))["traceEvents"]
 
 
 def launches(call: Call) -> dict[str, int]:
@@ -40,10 +45,11 @@ def launches(call: Call) -> dict[str, int]:
     return {name: n for (category, name), n in events(call).items() if category == "kernel"}
 
 
-def host_seconds(call: Call, repeats: int = 20) -> float:
-    """How long a call keeps the host while the device has nothing else to do; the median."""
-    timings = []
-    for _ in range(repeats):
+def host_seconds(call: Call, repeats: int = 20, at_most: float = 0.2) -> float:
+    """How long a call keeps the host while the device has nothing else to do; the median of so many calls, or of what
+    ``at_most`` seconds have room for."""
+    timings: list[float] = []
+    while len(timings) < repeats and sum(timings) <= at_most:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -52,16 +58,37 @@ def host_seconds(call: Call, repeats: int = 20) -> float:
     return statistics.median(timings)
 
 
-def peak_bytes(call: Call) -> int | None:
-    """The most that a call had allocated at once on the GPU, beyond what was there; None without one."""
-    if not torch.cuda.is_available():
-        return None
+def launches_and_peak(call: Call) -> tuple[dict[str, int], int]:
+    """`launches` and `peak_bytes` of one call each."""
+    if torch.cuda.is_available():
+        return launches(call), _peak_bytes_of_gpu(call)
+    return {}, _peak_bytes_of_cpu(call)
+
+
+def _peak_bytes_of_gpu(call: Call) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_bytes_of_cpu(call: Call) -> int:
+    """The most that was allocated at once, as torch's profiler sees it: tensors, not what a library takes itself."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    held = peak = 0
+    for event in _trace(profiler):
+        if event.get("name") == "[memory]":
+            held += event["args"]["Bytes"]
+            peak = max(peak, held)
+    return peak
+
+
+def peak_bytes(call: Call) -> int:
+    """The most that a call had allocated at once, beyond what was there: on the GPU, or on the CPU if there is none."""
+    return _peak_bytes_of_gpu(call) if torch.cuda.is_available() else _peak_bytes_of_cpu(call)
 
 
 def saved_bytes(forward: Callable[[], Tensor]) -> int:

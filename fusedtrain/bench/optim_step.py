@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,25 +12,15 @@ from torch.nn import Parameter
 
 from fusedtrain import rules
 from fusedtrain.bench import availability
+from fusedtrain.bench.accuracy import Accuracy, batch, one_thread
+from fusedtrain.bench.peers import BETAS, EPS, LR, MAX_NORM, PEERS, SETTINGS, WEIGHT_DECAY, Groups
 from fusedtrain.bench.shapes import Shapes, count
-from fusedtrain.bench.step_providers import (
-    BETAS,
-    EPS,
-    LR,
-    MAX_NORM,
-    OURS,
-    PEERS,
-    PROVIDERS,
-    SETTINGS,
-    WEIGHT_DECAY,
-    Groups,
-)
+from fusedtrain.bench.step_providers import OURS, PROVIDERS
 from fusedtrain.bench.workload import Call
-from fusedtrain.testing import assert_as_accurate
 
-_BATCH = 2**25
-"""Elements that are checked at once: what fp64 takes beside a model that fills the device."""
 _CHECKED_STEPS = 2
+_SEEDS = 10**6
+"""More than any list has tensors: the seeds of two runs with different ``--seed`` do not meet."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,9 @@ class OptimStep:
     dtype: torch.dtype = torch.float32
     skip: tuple[str, ...] = ()
     """Providers that this list is too much for: a compiler takes minutes over a thousand tensors."""
-    suite: str = "optim_step"
+    seed: int = 0
+    suite: str = "optim"
+    baseline: str = "torch-fused"
 
     def providers(self) -> list[str]:
         return [name for name in PROVIDERS if name not in self.skip]
@@ -57,42 +50,61 @@ class OptimStep:
         if provider in OURS:
             return availability.backend_refusal(OURS[provider], device, dtype, "adamw")
         if provider in PEERS:
-            return "runs on GPUs only" if device.type != "cuda" else availability.import_refusal(PEERS[provider][0])
+            return PEERS[provider].why_not(device)
         return None
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Groups:
         """The parameters in their groups, with gradients: the same numbers for every provider of one device."""
-        params = [_parameter(i, shape, device, dtype) for i, shape in enumerate(self.shapes())]
+        first = _SEEDS * self.seed
+        params = [_parameter(first + i, shape, device, dtype) for i, shape in enumerate(self.shapes())]
         return [[p] for p in params] if self.group_per_tensor else [params]
 
     def make(self, provider: str, device: torch.device, dtype: torch.dtype, inputs: Groups | None = None) -> Call:
         availability.check_provider(provider, PROVIDERS, self.name)
         return PROVIDERS[provider](self.inputs(device, dtype) if inputs is None else inputs)
 
-    def check(self, provider: str, device: torch.device, dtype: torch.dtype) -> None:
+    def check(self, provider: str, device: torch.device, dtype: torch.dtype) -> Accuracy:
         """Two steps with the same gradients: every parameter as near to fp64 as torch's loop over plain operators."""
         groups = self.inputs(device, dtype)
         params = [p for group in groups for p in group]
+        before = [p.detach().clone() for p in params]
         grads = [p.grad.detach() for p in params if p.grad is not None]
-        coef = rules.clip_coefficient(rules.vector_norm(grads, 2.0), MAX_NORM)
+        with one_thread():
+            coef = rules.clip_coefficient(rules.vector_norm(grads, 2.0), MAX_NORM)
         call = self.make(provider, device, dtype, groups)
         for _ in range(_CHECKED_STEPS):
-            for i, p in enumerate(params):
-                p.grad = _normal(2 * i + 1, p.shape, device, dtype)  # its own: some providers write it
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g.clone()  # some providers write it
             call()
-        for part in _parts([p.numel() for p in params], _BATCH):
-            x, g = (
-                torch.cat([_normal(2 * i + k, params[i].shape, device, dtype).flatten()[where] for i, where in part])
-                for k in (0, 1)
-            )
-            stepped = torch.cat([params[i].detach().flatten()[where] for i, where in part])
-            assert_as_accurate(stepped, _plain_steps(x, g, coef), _exact_steps(x, g, coef))
+        accuracy = Accuracy()
+        with one_thread():
+            for part in _parts([p.numel() for p in params], batch(device)):
+                x, g, stepped = (
+                    torch.cat([tensors[i].detach().flatten()[where] for i, where in part])
+                    for tensors in (before, grads, params)
+                )
+                accuracy.add(stepped, _plain_steps(x, g, coef), _exact_steps(x, g, coef))
+        return accuracy
+
+    def needs(self, dtype: torch.dtype, providers: int) -> int:
+        """While it is timed: parameters and gradients once, two fp32 states for each provider, temporary lists of a
+        foreach step. While one is checked: its own, a second copy of both, and their norm in fp64."""
+        n, size = count(self.shapes()), dtype.itemsize
+        states = 2 * n * max(4, size)
+        while_timed = 2 * n * size + providers * states + 2 * n * max(4, size)
+        while_checked = 4 * n * size + states + 12 * n
+        return max(while_timed, while_checked) + 64 * min(n, 2**25)
 
     def bytes(self, dtype: torch.dtype) -> int:
         """The gradients once for their norm; then all is read and, but for the gradients, written. Two fp32 states."""
         n, size = count(self.shapes()), dtype.itemsize
         states = 2 * max(4, size)
         return n * (size + (2 * size + states) + (size + states))
+
+    def facts(self) -> dict[str, Any]:
+        shapes = self.shapes()
+        groups = len(shapes) if self.group_per_tensor else 1
+        return {"tensors": len(shapes), "elements": count(shapes), "groups": groups}
 
 
 def _normal(seed: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,99 +1,186 @@
-"""``python -m fusedtrain.bench``: measures workloads by name and writes what it finds as JSON, row by row."""
+"""One run: row after row, each on disk as soon as it is finished."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from fusedtrain.bench import bandwidth, timers
-from fusedtrain.bench.measure import Row, measure, median_seconds, timed
+from fusedtrain.bench import bandwidth, figures, fits, gains, ranks, tables, timers
+from fusedtrain.bench.measure import FEWEST, Row, measure
+from fusedtrain.bench.progress import Watch
+from fusedtrain.bench.results import KIND, SCHEMA, Results, write_json, write_text
+from fusedtrain.bench.selection import Item
 from fusedtrain.bench.setting import setting
 from fusedtrain.bench.workload import Workload
-from fusedtrain.bench.workloads import WORKLOADS
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m fusedtrain.bench", description=__doc__)
-    options.add_argument("--list", action="store_true", help="list the workloads and the providers of each")
-    options.add_argument("--only", default="", help="workloads whose name contains this")
-    options.add_argument("--workload", action="append", choices=list(WORKLOADS), metavar="NAME", help="by full name")
-    options.add_argument("--providers", default="", help="comma-separated; default: all of a workload")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    options.add_argument("--rounds", type=int, default=5, help="each times every provider once")
-    options.add_argument("--seconds", type=float, default=0.1, help="that a timing takes at least")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
-    options.add_argument("--json", type=Path, help="write setting, rows and all timings to this file")
-    return options
+@dataclass(frozen=True)
+class Plan:
+    """A run whose options have been checked."""
+
+    items: Sequence[Item]
+    device: torch.device
+    path: Path
+    command: str
+    options: dict[str, Any]
+    """As given, for the record."""
+    rounds: int = 15
+    seconds: float = 0.1
+    """That a timing takes at least."""
+    threads: int = 1
+    limit: float = math.inf
+    """Seconds for the rounds of a row."""
+    deadline: float = math.inf
+    """Seconds for all rows: late ones get fewer rounds, and those that it has no time for at all say so."""
+    copy_bytes: int | None = None
+    cudagraph: bool = False
+    observed: bool = True
+    keep_going: bool = False
+    model: str | None = None
+    ranks: tuple[int, ...] = ()
+    csv: Path | None = None
+    markdown: Path | None = None
+    fail_under: float | None = None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes aside and renames, so that the file is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    aside.replace(path)
-
-
-def clock_of(workload: Workload, device: torch.device, seconds: float, threads: int) -> timers.Clock:
+def clock_of(plan: Plan, workload: Workload, threads: int | None = None) -> timers.Clock:
     """The clock that says what counts: of the wall on CPUs, and where a GPU waits for its host."""
-    if device.type == "cpu" or workload.host_bound:
-        return timers.Wall(seconds, threads)
-    return timers.Device(seconds)
+    if plan.cudagraph:
+        return timers.Graph(plan.seconds)
+    if plan.device.type == "cpu" or workload.host_bound:
+        return timers.Wall(plan.seconds, threads or plan.threads)
+    return timers.Device(plan.seconds)
 
 
-def lines(row: Row, copy_bandwidth: float) -> list[str]:
-    """A row for people: a line for each provider."""
-    shown = [f"{row['name']} ({row['dtype']} on {row['device']}, {row['clock']} time)"]
-    for provider, found in row["providers"].items():
-        if not timed(row, provider):
-            shown.append(f"  {provider:<22} {'WRONG: ' + found['wrong'] if 'wrong' in found else found['why_not']}")
-            continue
-        seconds = median_seconds(row, provider)
-        share = row["bytes"] / seconds / copy_bandwidth
-        line = f"  {provider:<22} {seconds * 1e6:12,.1f} us {share:7.1%} of copy"
-        if "host_seconds" in found:
-            line += f", host {found['host_seconds'] * 1e6:,.0f} us"
-        if "launches" in found:
-            line += f", {found['launches']} launches"
-        shown.append(line)
-    return shown
+def run(plan: Plan, console: Console) -> int:
+    """Measures and writes; the exit status: 0; 1 if something of ours is wrong, or below ``fail_under``."""
+    torch.set_num_threads(plan.threads)
+    copy = _copy_bandwidth(plan)
+    results: Results = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        **setting(plan.command),
+        "options": plan.options,
+        "complete": False,
+        "copy_bandwidth": copy,
+        "rows": [],
+    }
+    write_json(plan.path, results)
+    console.print(f"copy bandwidth {copy / 1e9:,.1f} GB/s, reads and writes counted; rows go to {plan.path}")
+    cpus = results["machine"]["cpus"] or 1
+    if (results["load"] or 0.0) > cpus / 2:
+        busy = f"the load is {results['load']:.1f} on {cpus} CPUs: other programs run, and figures will be rough"
+        console.print(busy, style="yellow", highlight=False)
+    watch = Watch(console, sum(_pieces(item, plan) for item in plan.items) + len(plan.ranks))
+    try:
+        whole = _rows(plan, results, watch)
+        whole = whole and _ranks(plan, results, watch)
+        if plan.model is not None and whole:
+            watch.begin("shares of the step")
+            results["gains"] = gains.of_model(plan.model, plan.device, results["rows"], plan.rounds, plan.limit)
+    finally:
+        watch.close()
+        results["fits"] = fits.of_rows(results["rows"])
+        write_json(plan.path, results)
+    results["complete"] = whole
+    write_json(plan.path, results)
+    if plan.csv is not None:
+        write_text(plan.csv, tables.as_csv(results))
+    if plan.markdown is not None:
+        write_text(plan.markdown, tables.as_markdown(results))
+    return conclude(plan, results, console)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 if a provider of ours is wrong; 2 if nothing can be measured as asked."""
-    options = parser().parse_args(arguments)
-    named = options.workload or WORKLOADS
-    chosen = [WORKLOADS[name] for name in named if options.only in name]
-    if options.list:
-        for workload in chosen:
-            print(f"{workload.name}\n    {', '.join(workload.providers())}")
-        return 0
-    if not chosen:
-        print(f"python -m fusedtrain.bench: no workload's name contains {options.only!r}; --list shows them")
-        return 2
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("python -m fusedtrain.bench: --device cuda: torch sees no GPU; choose --device cpu")
-        return 2
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    wanted = [name for name in options.providers.split(",") if name] or None
-    clock: timers.Clock = timers.Device() if device.type == "cuda" else timers.Wall(options.seconds, options.threads)
-    copy = bandwidth.copy_bandwidth(device, clock)
-    command = "python -m fusedtrain.bench " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    report: dict[str, Any] = {**setting(command), "copy_bandwidth": copy, "rows": []}
-    print(f"copy bandwidth {copy / 1e9:,.0f} GB/s, reads and writes counted")
-    for workload in chosen:
-        clock = clock_of(workload, device, options.seconds, options.threads)
-        row = measure(workload, device, clock, providers=wanted, rounds=options.rounds)
-        report["rows"].append(row)
-        print("\n".join(lines(row, copy)), flush=True)
-        if options.json is not None:
-            write_json(options.json, report)
-    wrong = [p for row in report["rows"] for p, found in row["providers"].items() if "wrong" in found]
-    return 1 if any(p.startswith("fusedtrain-") for p in wrong) else 0
+def _copy_bandwidth(plan: Plan) -> float:
+    on_gpu = plan.device.type == "cuda"
+    clock: timers.Clock = timers.Device() if on_gpu else timers.Wall(min(plan.seconds, 0.1), plan.threads)
+    return bandwidth.copy_bandwidth(plan.device, clock, plan.copy_bytes)
+
+
+def _pieces(item: Item, plan: Plan) -> int:
+    return len(item.providers) * (1 + plan.rounds)
+
+
+def _rows(plan: Plan, results: Results, watch: Watch) -> bool:
+    """Whether all of them were measured."""
+    began = time.monotonic()
+    for number, item in enumerate(plan.items):
+        watch.begin(item.workload.name)
+        before = watch.done
+        row = _row(plan, item, plan.deadline - (time.monotonic() - began), len(plan.items) - number, watch)
+        watch.tick(_pieces(item, plan) - (watch.done - before))
+        _add(plan, results, row)
+        watch.show(tables.lines(row, results["copy_bandwidth"]))
+        if figures.failures([row]) and not plan.keep_going and number + 1 < len(plan.items):
+            watch.show([f"stopped: {figures.failures([row])[0]}. --keep-going goes on with the others"])
+            return False
+    return True
+
+
+def _row(plan: Plan, item: Item, left: float, rows: int, watch: Watch) -> Row:
+    """With the copy bandwidth of its own minute, so that whatever else the machine does slows both alike."""
+    row = measure(
+        item.workload,
+        plan.device,
+        clock_of(plan, item.workload, item.point.threads if item.point else None),
+        providers=item.providers if left > 0 else [],
+        rounds=plan.rounds,
+        observed=plan.observed and item.point is None,
+        setups=2,
+        limit=min(plan.limit, left / rows),
+        fewest=FEWEST if left > 2 * rows else 3,  # late, a median of three is better than none
+        told=watch.tick,
+    )
+    torch.set_num_threads(plan.threads)
+    if left <= 0:
+        row["why_not"] = f"the {plan.deadline:.0f} s of the run were over: run it alone, or without --quick"
+    if item.point is not None:
+        return {**row, "axis": item.point.axis, "value": item.point.value}
+    return {**row, "copy_bandwidth": _copy_bandwidth(plan)} if row["bytes"] and left > 0 else row
+
+
+def _ranks(plan: Plan, results: Results, watch: Watch) -> bool:
+    """Several processes; they go last, since nothing else may run beside them."""
+    for n in plan.ranks:
+        watch.begin(f"{n} ranks")
+        row = ranks.measure(n, plan.rounds, plan.seconds, plan.limit)
+        _add(plan, results, row)
+        watch.tick()
+        watch.show(tables.lines(row, None))
+    return True
+
+
+def _add(plan: Plan, results: Results, row: Row) -> None:
+    results["rows"].append(row)
+    write_json(plan.path, results)
+
+
+def conclude(plan: Plan, results: Results, console: Console) -> int:
+    """Prints the table and what is to be known besides."""
+    console.print(tables.table(results))
+    for law in results["fits"]:
+        if "exponent" in law:
+            console.print(
+                f"{law['axis']:<9} {law['provider']:<20} {tables.duration(law['fixed'])} + "
+                f"{tables.duration(law['scale'])} x n^{law['exponent']:.2f}",
+                highlight=False,
+            )
+    if "gains" in results:
+        console.print("\n".join(gains.lines(results["gains"])), highlight=False, markup=False)
+    console.print(f"written to {plan.path}; python -m fusedtrain bench report {plan.path} makes a page of it")
+    status = 0
+    for failure in figures.failures(results["rows"]):
+        console.print(failure, style="bold red", highlight=False, markup=False)
+        status = 1
+    if plan.fail_under is not None:
+        for slow in figures.below(results["rows"], plan.fail_under):
+            console.print(f"below {plan.fail_under:g}: {slow}", style="bold red", highlight=False, markup=False)
+            status = 1
+    return status

@@ -16,16 +16,45 @@ def gpt2(layers: int = 12, width: int = 768) -> Shapes:
 
 def resnet50() -> Shapes:
     """ResNet-50 (He et al. 2015) as torchvision has it: 161 tensors, 25.6 M parameters, most of them tiny."""
+    return _resnet((3, 4, 6, 3), bottleneck=True)
+
+
+def resnet18() -> Shapes:
+    """ResNet-18: 62 tensors, 11.7 M parameters."""
+    return _resnet((2, 2, 2, 2), bottleneck=False)
+
+
+def _resnet(depths: tuple[int, ...], bottleneck: bool) -> Shapes:
     shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+    channels, wider = 64, 4 if bottleneck else 1
+    for stage, blocks in enumerate(depths):
+        width = 64 * 2**stage
         for i in range(blocks):
-            for out, inp, k in ((width, channels, 1), (width, width, 3), (4 * width, width, 1)):
+            convolutions: list[tuple[int, int, int]]
+            if bottleneck:
+                convolutions = [(width, channels, 1), (width, width, 3), (4 * width, width, 1)]
+            else:
+                convolutions = [(width, channels, 3), (width, width, 3)]
+            for out, inp, k in convolutions:
                 shapes += [(out, inp, k, k), (out,), (out,)]
-            if i == 0:
-                shapes += [(4 * width, channels, 1, 1), (4 * width,), (4 * width,)]
-            channels = 4 * width
+            if i == 0 and channels != wider * width:
+                shapes += [(wider * width, channels, 1, 1), (wider * width,), (wider * width,)]
+            channels = wider * width
     return [*shapes, (1000, channels), (1000,)]
+
+
+def mobilenet_v2() -> Shapes:
+    """MobileNetV2 (Sandler et al. 2018) as torchvision has it: 158 tensors, 3.5 M parameters."""
+    shapes: Shapes = [(32, 3, 3, 3), (32,), (32,)]
+    channels = 32
+    for expand, out, blocks in ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)):
+        for _ in range(blocks):
+            hidden = expand * channels
+            if expand != 1:
+                shapes += [(hidden, channels, 1, 1), (hidden,), (hidden,)]
+            shapes += [(hidden, 1, 3, 3), (hidden,), (hidden,), (out, hidden, 1, 1), (out,), (out,)]
+            channels = out
+    return [*shapes, (1280, channels, 1, 1), (1280,), (1280,), (1000, 1280), (1000,)]
 
 
 def bert_base() -> Shapes:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fusedtrain.bench.run import write_json
+from fusedtrain.bench.results import write_json
 from fusedtrain.gpu_check.step import PASSED
 
 _TAIL = 4000

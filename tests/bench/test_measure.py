@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedtrain.bench import bandwidth, budgets, observe, run
+from fusedtrain.bench import bandwidth, budgets, memory, observe, tables
+from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.budgets import Budget
 from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
 from fusedtrain.bench.optim_step import OptimStep
@@ -52,6 +53,7 @@ class Played(OptimStep):
             raise AssertionError("far off")
         if provider == "broken":
             raise RuntimeError("no such kernel\nand a long story")
+        return Accuracy(1e-7, 2e-7)
 
     def make(self, provider, device, dtype, inputs=None):
         if provider == "greedy":
@@ -70,11 +72,15 @@ def test_rounds_are_in_turn_and_only_the_right_are_timed() -> None:
     found = row["providers"]
     assert found["wrong"] == {"wrong": "far off"}
     assert found["absent"] == {"why_not": "not installed"}
-    assert found["broken"] == {"wrong": "RuntimeError: no such kernel"}
-    assert "out of memory" in found["greedy"]["why_not"]
+    assert found["broken"] == {"failed": "RuntimeError: no such kernel"}
+    assert "out of memory" in found["greedy"]["failed"]
+    assert found["ours"]["max_error"] == 1e-7
     assert [p for p in found if timed(row, p)] == ["ours", "theirs"]
     json.dumps(row)
-    assert "WRONG: far off" in "\n".join(run.lines(row, 1.0))
+    shown = "\n".join(tables.lines(row, 1.0))
+    assert "WRONG: far off" in shown
+    assert "failed: RuntimeError: no such kernel" in shown
+    assert not any(cell in tables.as_csv({"rows": [row]}) for cell in ("wrong,,0", "broken,,0"))
 
 
 def test_a_budget_has_no_figure_where_nothing_was_timed() -> None:
@@ -90,6 +96,49 @@ def test_a_budget_has_no_figure_where_nothing_was_timed() -> None:
         assert "figure" not in verdict
         assert verdict["missing"].startswith(other)
     assert Budget("played", "x", ("ours",), lambda row, copy: 3.0, at_most=2.0).judge(row, 1.0)["met"] is False
+
+
+def test_every_set_up_has_its_rounds_and_new_tensors() -> None:
+    made = []
+
+    class Noted(Played):
+        def make(self, provider, device, dtype, inputs=None):
+            made.append(provider)
+            return CALLS[provider]
+
+    clock = Counted({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
+    row = measure(Noted("played", list), CPU, clock, providers=["ours", "theirs"], rounds=5, setups=2, observed=False)
+    assert made == ["ours", "theirs"] * 2
+    assert ratios(row, "ours", "theirs") == [3.0] * 5
+    made.clear()
+    measure(Noted("played", list), CPU, clock, providers=["ours"], rounds=1, setups=2, observed=False)
+    assert made == ["ours"]
+
+
+def test_a_row_stops_at_its_limit_with_as_many_rounds_for_all() -> None:
+    row = measure(SMALL, CPU, Wall(0.002), providers=["fusedtrain-reference", "torch-loop"], rounds=1000, limit=0.05)
+    lengths = {len(found["seconds"]) for found in row["providers"].values()}
+    assert len(lengths) == 1
+    assert 8 <= lengths.pop() < 1000
+
+
+def test_what_does_not_fit_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = OptimStep("huge", lambda: [(2**40,)])
+    row = measure(huge, CPU, Wall(0.002), providers=["torch-fused", "fusedtrain-reference"])
+    assert row["providers"] == {}
+    assert "GB with these providers" in row["why_not"]
+    assert row["elements"] == 2**40
+    assert "GB with these providers" in "\n".join(tables.lines(row, None))
+    assert memory.refusal(80, CPU, free=100) is None
+    assert memory.refusal(81, CPU, free=100) is not None
+    assert huge.needs(torch.float32, 4) > huge.needs(torch.float32, 2) > 2**40 * 24
+
+
+def test_peak_bytes_are_those_of_the_call() -> None:
+    x = torch.ones(1000)
+    assert 4000 <= observe.peak_bytes(lambda: x + 1) < 5000
+    assert 8000 <= observe.peak_bytes(lambda: (x + 1, x * x)) < 9000
+    assert observe.peak_bytes(lambda: x.add_(1)) < 100
 
 
 def test_a_real_row_observes_host_time() -> None:
@@ -121,22 +170,6 @@ def test_saved_bytes_counts_each_storage_once_and_not_the_result() -> None:
     assert observe.saved_bytes(lambda: x * x) == 400
     assert observe.saved_bytes(lambda: x.exp()) == 0
     assert observe.saved_bytes(lambda: x.sin()) == 400
-
-
-def test_the_command_measures_writes_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "deep" / "row.json"
-    name = "clip + AdamW, 148 tensors of 1"
-    command = ["--device", "cpu", "--workload", name, "--rounds", "1", "--seconds", "0.001", "--json", str(path)]
-    assert run.main([*command, "--providers", "fusedtrain-reference,torch-fused"]) == 0
-    report = json.loads(path.read_text())
-    assert [row["name"] for row in report["rows"]] == [name]
-    assert {"commit", "versions", "machine", "copy_bandwidth", "command"} <= set(report)
-    assert list(path.parent.iterdir()) == [path]
-    assert run.main(["--list"]) == 0
-    assert name in capsys.readouterr().out
-    assert run.main(["--only", "no such thing"]) == 2
-    if not torch.cuda.is_available():
-        assert run.main(["--device", "cuda"]) == 2
 
 
 def test_make_bench_keeps_its_rows_and_its_format(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusedtrain.bench import act_providers, shapes, step_providers
+from fusedtrain.bench import act_providers, clip_norm, peers, shapes, step_providers
 from fusedtrain.bench.act_dropout import ActDropout
+from fusedtrain.bench.clip_norm import ClipNorm
 from fusedtrain.bench.optim_step import OptimStep, _parts
-from fusedtrain.bench.workloads import WORKLOADS
+from fusedtrain.bench.workload import SUITES
+from fusedtrain.bench.workloads import FOR_GPU, QUICK, WORKLOADS
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,7 +28,9 @@ HERE = ["fusedtrain-cpu", "fusedtrain-reference", "torch-loop", "torch-foreach",
     [
         (shapes.gpt2(), 148, 124.4),
         (shapes.gpt2(48, 1600), 580, 1557.6),
-        (shapes.resnet50(), 161, 25.56),
+        (shapes.resnet50(), 161, 25.557),
+        (shapes.resnet18(), 62, 11.690),
+        (shapes.mobilenet_v2(), 158, 3.505),
         (shapes.bert_base(), 199, 109.5),
         (shapes.vit_large(), 296, 304.3),
         (shapes.llama3_8b(), 291, 8030.3 / 8),
@@ -41,8 +45,11 @@ def test_models_have_the_sizes_that_their_papers_say(listed, tensors: int, milli
 
 def test_names_are_unique_and_every_provider_is_one() -> None:
     assert len(WORKLOADS) > 20
+    assert {w.suite for w in WORKLOADS.values()} == set(SUITES) - {"scaling"}
+    assert set(QUICK) | FOR_GPU <= set(WORKLOADS)
     for name, workload in WORKLOADS.items():
         assert workload.name == name
+        assert workload.baseline in workload.providers()
         assert workload.providers()[0].startswith("fusedtrain-")
         with pytest.raises(ValueError, match="no provider 'nobody'"):
             workload.why_not("nobody", CPU, workload.dtype)
@@ -70,11 +77,11 @@ def test_every_way_to_drop_passes_its_check(provider: str, activation: str, gate
 
 @pytest.mark.parametrize("what", ["no clipping", "no decay", "one tensor forgotten", "one step forgotten"])
 def test_a_wrong_step_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(groups: step_providers.Groups) -> object:
+    def wrong(groups: peers.Groups) -> object:
         params = [p for group in groups for p in group]
         if what == "one tensor forgotten":
             params = params[:-1]
-        settings = dict(step_providers.SETTINGS)
+        settings = dict(peers.SETTINGS)
         if what == "no decay":
             settings["weight_decay"] = 0.0
         opt = torch.optim.AdamW(params, **settings)
@@ -97,6 +104,45 @@ def test_a_wrong_step_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(step_providers.PROVIDERS, "torch-loop", wrong)
     with pytest.raises(AssertionError, match="against fp64"):
         SMALL.check("torch-loop", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("clips", [True, False])
+@pytest.mark.parametrize("provider", ["fusedtrain-cpu", "fusedtrain-reference", "torch-loop", "torch-foreach"])
+def test_every_way_to_clip_passes_its_check(provider: str, clips: bool, dtype: torch.dtype) -> None:
+    workload = ClipNorm("small", lambda: [(30, 20), (7,), (0,), (1,)], clips)
+    if workload.why_not(provider, CPU, dtype):
+        pytest.skip(str(workload.why_not(provider, CPU, dtype)))
+    workload.check(provider, CPU, dtype)
+
+
+@pytest.mark.parametrize("what", ["half the bound", "one gradient forgotten", "always scaled"])
+def test_a_wrong_clipping_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(params: list, bound: float) -> None:
+        if what == "always scaled":
+            for p in params:
+                p.grad *= 0.999
+            return
+        torch.nn.utils.clip_grad_norm_(
+            params[:-1] if "forgotten" in what else params, bound / 2 if "half" in what else bound
+        )
+
+    monkeypatch.setitem(clip_norm.PROVIDERS, "torch-loop", wrong)
+    with pytest.raises(AssertionError):
+        ClipNorm("small", lambda: [(30, 20), (7,)], clips=what != "always scaled").check(
+            "torch-loop", CPU, torch.float32
+        )
+
+
+def test_every_call_has_something_to_clip() -> None:
+    workload = ClipNorm("small", lambda: [(30, 20)])
+    params = workload.inputs(CPU, torch.float32)
+    call = workload.make("torch-foreach", CPU, torch.float32, params)
+    norms = []
+    for _ in range(3):
+        call()
+        norms.append(float(params[0].grad.norm()))
+    assert norms[0] > norms[1] > norms[2] > 0.99
 
 
 @pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation"])
@@ -138,6 +184,28 @@ def test_bytes_are_counted_as_the_budget_says() -> None:
         10 * m,
     ]
     assert dataclasses.replace(ACT, gated=True).bytes(torch.bfloat16) == (6 + 10) * m
+    clip = ClipNorm("small", lambda: [(30, 20), (7,), (1,)])
+    assert clip.bytes(torch.float32) == 12 * n
+    assert dataclasses.replace(clip, clips=False).bytes(torch.float32) == 4 * n
+
+
+def test_a_seed_changes_the_numbers_and_nothing_else() -> None:
+    for workload in (SMALL, ClipNorm("small", SMALL.shapes), ACT):
+        other = dataclasses.replace(workload, seed=1)
+        tensors = [w.inputs(CPU, torch.float32) for w in (workload, workload, other)]
+        first = [t[0][0] if isinstance(workload, OptimStep) else t[0] for t in tensors]
+        assert torch.equal(first[0], first[1])
+        assert not torch.equal(first[0], first[2])
+
+
+def test_the_parameters_of_models_are_generated_from_few_numbers() -> None:
+    assert shapes.gpt2(1, 64)[0] == (50257, 64)
+    assert shapes.count(shapes.llama3_8b(1)) == 8_030_261_248  # as its authors count them
+    assert shapes.count(shapes.resnet50()) == 25_557_032  # torchvision's
+    assert shapes.count(shapes.resnet18()) == 11_689_512
+    assert shapes.count(shapes.mobilenet_v2()) == 3_504_872
+    assert shapes.count(shapes.gpt2()) == 124_439_808
+    assert shapes.count(shapes.gpt2(48, 1600)) == 1_557_611_200
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])

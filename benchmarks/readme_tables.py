@@ -1,0 +1,94 @@
+"""The README's figures, made from the committed measurements: ``make readme-tables``. A test holds them to match."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
+_WORDS = {1: "one thread", 2: "two threads", 4: "four threads", 8: "eight threads"}
+_HOST_ROW = "clip + AdamW, 1000 tensors of 100"
+
+
+def figures(folder: Path) -> str:
+    """What stands between the markers: a table for each machine whose ratios `ratios.py` recorded, and a link to each
+    report of a whole run."""
+    parts = []
+    links = []
+    for path in sorted(folder.glob("*.json")):
+        measured = json.loads(path.read_text("utf-8"))
+        name = path.relative_to(folder.parent.parent).as_posix()
+        if measured.get("kind") == "fusedtrain-bench":
+            reports = [p for p in (path.with_suffix(".md"), path.with_suffix(".html")) if p.exists()]
+            shown = ", ".join(f"[{p.suffix[1:]}]({p.relative_to(folder.parent.parent).as_posix()})" for p in reports)
+            links.append(
+                f"- `{measured['command']}` on {_machine(measured)}: [JSON]({name})" + f", {shown}" * bool(shown)
+            )
+        else:
+            parts.append(_table(measured, name))
+    if links:
+        parts.append("\n".join(["Whole runs, with every provider, scaling and memory:", "", *links]) + "\n")
+    return "\n".join(parts)
+
+
+def _machine(measured: dict[str, Any]) -> str:
+    threads = measured.get("threads") or measured.get("options", {}).get("threads")
+    machine = measured["machine"]
+    gpus = [gpu["name"] for gpu in machine.get("gpus", [])]
+    what = gpus[0] if gpus else f"a shared {machine['cpu']} ({machine['cpu_capability']})"
+    return what if gpus else f"{_WORDS.get(threads, f'{threads} threads')} of {what}"
+
+
+def _table(measured: dict[str, Any], name: str) -> str:
+    lines = ["| workload | against | ratio: median (rounds) |", "|---|---|---|"]
+    for row in measured["rows"]:
+        if row["target"] is not None and "ratio" in row:
+            spread = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
+            lines.append(f"| {row['name']} | `{row['baseline']}` | **{row['ratio']:.1f}x** ({spread}) |")
+    torch = ".".join(measured["versions"]["torch"].split(".")[:2])
+    told = (
+        f"On {_machine(measured)}, torch {torch}: [`{name}`]({name}); `make bench` measures yours. Each row is checked "
+        "against fp64 before it is timed, both sides are timed in turn, and the ratio is the median of the rounds."
+    )
+    host = next((row for row in measured["rows"] if row["name"] == _HOST_ROW and "ours_us" in row), None)
+    if host is not None:
+        told += (
+            " Steps of many small tensors are bound by the host's work, here "
+            f"{host['ours_us'] / 1000:.1f} us for each of 1000 tensors."
+        )
+    return "\n".join([*lines, "", told, ""])
+
+
+def updated(readme: str, folder: Path) -> str:
+    """The README with the figures in their place.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ValueError(f"the README must have {BEGIN.strip()!r} and {END!r} once each, in this order")
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + figures(folder) + END + rest.split(END)[1]
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the README is not so")
+    check = options.parse_args().check
+    path = ROOT / "README.md"
+    readme = path.read_text("utf-8")
+    wanted = updated(readme, ROOT / "benchmarks" / "results")
+    if check and wanted != readme:
+        print("README.md: its figures are not those of benchmarks/results; make readme-tables")
+        return 1
+    if wanted != readme:
+        path.write_text(wanted, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

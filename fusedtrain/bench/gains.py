@@ -1,0 +1,162 @@
+"""What a user's model would gain: the part of its step that is ours, what that should give, and what it gives."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import timer
+
+import fusedtrain as ft
+from fusedtrain.bench import factory, stats
+from fusedtrain.bench.act_dropout import ActDropout, named
+from fusedtrain.bench.act_providers import PLAIN
+from fusedtrain.bench.measure import FEWEST, Row, median_seconds, ratios, timed
+from fusedtrain.bench.optim_step import OptimStep
+from fusedtrain.bench.step_providers import OURS
+from fusedtrain.bench.train_step import TrainStep, shapes_of
+from fusedtrain.bench.workload import Workload
+from fusedtrain.nn import ActDropout as Fused
+
+Site = tuple[str, float, tuple[int, int], torch.dtype]
+"""Activation, probability, (rows, width) of the tensor, its dtype."""
+
+
+@functools.cache
+def sites_of(path: str, dtype: torch.dtype | None = None) -> dict[Site, int]:
+    """The activations with a dropout after them that `fuse_` finds, as one forward calls them: how often each."""
+    training = factory.build(path, torch.device("cpu"), dtype)
+    ft.fuse_(training.model)
+    seen: Counter[Site] = Counter()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        width = x.shape[-1] if x.dim() else 1
+        p = float(module.p)  # type: ignore[arg-type]
+        seen[str(module.activation), p, (x.numel() // max(1, width), width), x.dtype] += 1
+
+    for module in training.model.modules():
+        if isinstance(module, Fused):
+            module.register_forward_pre_hook(note)
+    training.loss()
+    return dict(seen)
+
+
+def workloads(path: str, dtype: torch.dtype = torch.float32) -> list[Workload]:
+    """The step on the model, clip + AdamW on its parameters, and each of its activations with a dropout."""
+    acts: list[Workload] = [act for act, _ in _acts(path, dtype)]
+    step = OptimStep(f"clip + AdamW, {path}", lambda: shapes_of(path), host_bound=True, dtype=dtype)
+    return [TrainStep(f"train, {path}", path, dtype=dtype), step, *acts]
+
+
+def _acts(path: str, dtype: torch.dtype) -> list[tuple[ActDropout, int]]:
+    return [
+        (named(ActDropout("", activation, shape, kind, p=p, model=path)), calls)
+        for (activation, p, shape, kind), calls in sites_of(path, dtype).items()
+        if activation in PLAIN and shape[0] * shape[1]
+    ]
+
+
+@dataclass
+class Share:
+    """Medians over the rounds, in seconds."""
+
+    forward: float
+    backward: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        return self.forward + self.backward + self.update
+
+
+def of_model(
+    path: str, device: torch.device, rows: Sequence[Row], rounds: int, limit: float, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Shares of a step, the gain that they let expect, and the measured one, with the rows of `workloads` at hand.
+
+    Returns:
+        ``model``; ``ours``, the provider; ``stock`` and ``fused``: seconds of ``forward``, ``backward`` and ``update``;
+        ``sites``; ``share_update`` and ``share_act`` of the stock step; ``expected`` and ``measured``: how many times
+        as long the stock step takes, and ``measured_interval``. Or ``why_not``.
+    """
+    by_name = {row["name"]: row for row in rows}
+    whole, step, *_ = workloads(path, dtype)
+    row = by_name.get(whole.name)
+    ours = next((p for p in OURS if row is not None and timed(row, p) and p != "fusedtrain-reference"), None)
+    if row is None or ours is None or not timed(row, whole.baseline):
+        return {"model": path, "why_not": "its training step was not measured"}
+    stock, fused, sites = _phases(path, device, dtype, (whole.baseline, ours), rounds, limit)
+    update = by_name[step.name]
+    saved = median_seconds(update, step.baseline) - median_seconds(update, ours) if _both(update, step, ours) else 0.0
+    spent = 0.0
+    for act, calls in _acts(path, dtype):
+        found = by_name[act.name]
+        if _both(found, act, ours):
+            spent += calls * median_seconds(found, act.baseline)
+            saved += calls * (median_seconds(found, act.baseline) - median_seconds(found, ours))
+    of_rounds = ratios(row, ours, whole.baseline)
+    return {
+        "model": path,
+        "ours": ours,
+        "baseline": whole.baseline,
+        "sites": sites,
+        "stock": vars(stock),
+        "fused": vars(fused),
+        "share_update": stock.update / stock.step,
+        "share_act": spent / stock.step,
+        "expected": stock.step / max(stock.step - saved, 1e-12),
+        "measured": stats.median(of_rounds),
+        "measured_interval": list(stats.median_interval(of_rounds)),
+    }
+
+
+def _both(row: Row, workload: Workload, ours: str) -> bool:
+    return timed(row, ours) and timed(row, workload.baseline)
+
+
+def _phases(
+    path: str, device: torch.device, dtype: torch.dtype, sides: tuple[str, str], rounds: int, limit: float
+) -> tuple[Share, Share, list[str]]:
+    """Both sides, step by step in turn."""
+    step = TrainStep("", path, dtype=dtype)
+    made = [step.phases(side, device, dtype) for side in sides]
+    seconds: list[list[list[float]]] = [[], []]
+    began = time.monotonic()
+    for turn in range(rounds + 1):
+        if turn > FEWEST and time.monotonic() - began > limit:
+            break
+        for phases, found in zip(made, seconds, strict=True):
+            t = [timer()]
+            loss = phases.forward()
+            t.append(timer())
+            phases.backward(loss)
+            t.append(timer())
+            phases.update()
+            t.append(timer())
+            if turn:  # the first one warms up
+                found.append([b - a for a, b in itertools.pairwise(t)])
+    stock, fused = (Share(*(stats.median(part) for part in zip(*found, strict=True))) for found in seconds)
+    return stock, fused, made[1].sites
+
+
+def lines(gains: dict[str, Any]) -> list[str]:
+    """For people."""
+    if "why_not" in gains:
+        return [f"{gains['model']}: {gains['why_not']}"]
+    low, high = gains["measured_interval"]
+    sites = f"{len(gains['sites'])} places" if gains["sites"] else "no place that fuse_ takes"
+    return [
+        f"{gains['model']}, {gains['ours']} against {gains['baseline']}:",
+        f"  clip + optimizer are {gains['share_update']:.1%} of the step",
+        f"  activation + dropout are {gains['share_act']:.1%} of it ({sites})",
+        f"  expected from these: {gains['expected']:.3f}x",
+        f"  measured: {gains['measured']:.3f}x ({low:.3f} to {high:.3f})",
+    ]

@@ -1,0 +1,218 @@
+"""``python -m fusedtrain bench`` as it is typed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, workloads
+from fusedtrain.bench.setting import ROOT
+
+from .conftest import Run
+
+ONE = "clip + AdamW, 148 tensors of 1"
+FAST = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")
+
+BAD = [
+    (["run", "optm"], ["SUITE optm", "no such suite", "Did you mean 'optim'?"]),
+    (["list", "acts"], ["SUITE acts", "Did you mean 'act'?"]),
+    (["run", "--workload", "clip + AdamW, ResNet-5O"], ["no such workload", "Did you mean 'clip + AdamW, ResNet-50'?"]),
+    (["run", "--providers", "torch-fusd"], ["no such provider", "Did you mean 'torch-fused'?"]),
+    (["run", "--dtype", "fp31"], ["--dtype fp31", "Did you mean 'fp32'?"]),
+    (["run", "act", "--mode", "forward"], ["--mode forward", "no such mode", "fwd"]),
+    (["run", "--device", "abacus"], ["--device abacus", "cpu, cuda"]),
+    (["run", "clip", "--providers", "liger"], ["--providers liger", "no chosen workload has any of them"]),
+    (["run", "--providers", "torch-fused", "--fail-under", "1"], ["--fail-under 1.0", "beside its baseline"]),
+    (["run", "--model", "optim"], ["--model optim", "it names no factory", "package.module:factory"]),
+    (["run", "optim", "--model", "a.b:c"], ["--model a.b:c", "measured as a whole"]),
+    (["run", "--threads", "0"], ["--threads"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_clear_line(bench: Run, tmp_path: Path, arguments: list[str], told: list[str]) -> None:
+    out = ["--json", str(tmp_path / "run.json")] if arguments[0] == "run" else []
+    done = bench(*arguments, *out)
+    shown = " ".join(done.output.split())
+    assert done.exit_code == 2
+    assert all(words in shown for words in told), shown
+    assert "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_and_its_graphs_are_refused(bench: Run) -> None:
+    assert "torch sees no GPU" in bench("run", "--device", "cuda").output
+    assert "no CUDA graphs on cpu" in bench("run", "--cudagraph").output
+
+
+def test_a_run_writes_json_csv_and_markdown(bench: Run, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.json"
+    outputs = ("--json", path, "--csv", tmp_path / "run.csv", "--md", tmp_path / "run.md")
+    providers = "fusedtrain-reference,torch-fused,torch-foreach,apex"
+    names = ("--workload", ONE, "--workload", "clip, 1000 tensors of 100")
+    done = bench("run", *names, "--providers", providers, *FAST, *outputs, "--seed", "3")
+    assert done.exit_code == 0, done.output
+    written = json.loads(path.read_text())
+    assert list(path.parent.iterdir()) == [path]
+    assert {"commit", "versions", "machine", "copy_bandwidth", "command", "options", "backends"} <= set(written)
+    assert written["complete"] is True
+    assert written["options"]["seed"] == 3 and written["options"]["threads"] == 1
+    one, clip = written["rows"]
+    assert (one["name"], clip["suite"]) == (ONE, "clip")
+    assert list(one["providers"]) == ["fusedtrain-reference", "torch-foreach", "torch-fused", "apex"]
+    for provider in ("fusedtrain-reference", "torch-fused"):
+        found = one["providers"][provider]
+        assert len(found["seconds"]) == 2
+        assert 0 <= found["max_error"] <= 2 * found["max_error_of_torch"]
+        assert found["host_seconds"] > 0 and found["peak_bytes"] >= 0
+    assert "runs on cuda only" in one["providers"]["apex"]["why_not"] or torch.cuda.is_available()
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "run.csv").read_text())))
+    assert [line["provider"] for line in lines if line["workload"] == ONE] == list(one["providers"])
+    assert all((line["seconds"] == "") == (line["reason"] != "") for line in lines)
+    markdown = (tmp_path / "run.md").read_text()
+    assert "### optim" in markdown and "### clip" in markdown and "- apex" in markdown
+    assert "fusedtrain-reference" in done.output
+
+
+def test_modes_and_dtypes_replace_those_of_the_workloads(bench: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    names = ("--workload", "gelu + dropout, 1024 x 2048")
+    done = bench("run", *names, "--providers", "torch-eager", "--mode", "fwd", "--dtype", "fp16", *FAST, "--json", path)
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["name"] == "gelu + dropout, 1024 x 2048 fp16, forward"
+    assert (row["dtype"], row["mode"]) == ("float16", "forward")
+    assert row["bytes"] == 2 * 1024 * 2048 * 2
+
+
+def test_list_shows_suites_workloads_and_reasons(bench: Run) -> None:
+    shown = bench("list", "--device", "cpu").output
+    for words in ("optim: clipping", "scaling: cost", ONE, "[quick]", "[GPU, or by name]", "providers on cpu"):
+        assert words in shown
+    apex = next(line for line in shown.splitlines() if line.strip().startswith("apex"))
+    assert apex.split() == ["apex", "runs", "on", "cuda", "only"]
+    only = bench("list", "clip").output
+    assert "clip, ResNet-50" in only and ONE not in only
+
+
+def failing(*args: object) -> object:
+    raise RuntimeError("no kernel today\nlong story")
+
+
+def wrong(*args: object) -> object:
+    return lambda: None
+
+
+@pytest.mark.parametrize(
+    ("make", "told"), [(failing, "failed: RuntimeError: no kernel today"), (wrong, "WRONG: error")]
+)
+def test_a_failure_of_ours_stops_the_run_unless_told_to_go_on(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: object, told: str
+) -> None:
+    monkeypatch.setitem(optim_step.PROVIDERS, "fusedtrain-reference", make)
+    path = tmp_path / "run.json"
+    names = ("--workload", ONE, "--workload", "clip, 1000 tensors of 100")
+    common = (*names, "--providers", "fusedtrain-reference,torch-fused", *FAST, "--json", path)
+    stopped = bench("run", *common)
+    written = json.loads(path.read_text())
+    assert stopped.exit_code == 1
+    assert told in stopped.output and "--keep-going" in stopped.output
+    assert [row["name"] for row in written["rows"]] == [ONE]
+    assert written["complete"] is False
+    found = written["rows"][0]["providers"]
+    assert not found["fusedtrain-reference"].get("seconds")
+    assert found["torch-fused"]["seconds"]
+    going = bench("run", *common, "--keep-going")
+    assert going.exit_code == 1
+    assert len(json.loads(path.read_text())["rows"]) == 2
+
+
+def test_fail_under_looks_at_the_whole_interval(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_step(provider: str) -> object:
+        make = optim_step.PROVIDERS[provider]
+
+        def slow(groups: object) -> object:
+            call = make(groups)
+            return lambda: (call(), time.sleep(0.02))
+
+        return slow
+
+    monkeypatch.setitem(optim_step.PROVIDERS, "fusedtrain-cpu", slow_step("torch-loop"))
+    monkeypatch.setattr(optim_step.availability, "backend_refusal", lambda *args: None)
+    common = ("--workload", ONE, "--providers", "fusedtrain-cpu,torch-fused", *FAST, "--json", tmp_path / "run.json")
+    assert bench("run", *common).exit_code == 0
+    done = bench("run", *common, "--fail-under", "1.0")
+    assert done.exit_code == 1
+    assert "below 1: clip + AdamW, 148 tensors of 1, fusedtrain-cpu" in " ".join(done.output.split())
+    assert bench("run", *common, "--fail-under", "0.0001").exit_code == 0
+
+
+def test_an_interrupted_run_keeps_its_finished_rows(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    names = ["--workload", ONE, "--workload", "clip, ResNet-50", "--providers", "fusedtrain-reference,torch-foreach"]
+    options = ["--quick", "--rounds", "400", "--seconds", "0.01", "--limit", "0.5", "--json", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusedtrain", "bench", "run", *names, *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (path.exists() and json.loads(path.read_text())["rows"]):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, shown
+    assert "interrupted; the rows that were finished are in the file" in shown
+    written = json.loads(path.read_text())
+    assert [row["name"] for row in written["rows"]] == [ONE]
+    assert written["complete"] is False
+
+
+def test_both_ways_to_call_it_and_help_without_its_parts() -> None:
+    for module in (["fusedtrain", "bench"], ["fusedtrain.bench"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(command in done.stdout for command in ("run", "list", "compare", "report"))
+
+
+def test_quick_takes_small_workloads_of_every_suite() -> None:
+    suites = {workloads.WORKLOADS[name].suite for name in workloads.QUICK}
+    assert suites == {"optim", "clip", "act", "model"}
+    for name in workloads.QUICK:
+        workload = workloads.WORKLOADS[name]
+        assert workload.needs(workload.dtype, 3) < 2**30
+        assert not isinstance(workload, (optim_step.OptimStep, clip_norm.ClipNorm, act_dropout.ActDropout)) or (
+            workload.facts()["elements"] < 2**23
+        )
+
+
+def test_rows_that_a_deadline_has_no_time_for_say_so(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = run.Plan(
+        [], torch.device("cpu"), tmp_path / "run.json", "", {}, deadline=45.0, threads=torch.get_num_threads()
+    )
+    item = run.Item(workloads.WORKLOADS[ONE], ["torch-fused"])
+    row = run._row(plan, item, -1.0, 1, run.Watch(run.Console(file=io.StringIO()), 1))
+    assert "45 s of the run were over" in row["why_not"]
+    assert row["providers"] == {}
+    assert not measure.timed(row, "torch-fused")

@@ -1,0 +1,59 @@
+"""The README's figures are those of the committed measurements, to the letter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedtrain.bench.setting import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import readme_tables  # noqa: E402
+
+sys.path.pop(0)
+
+
+def test_the_readme_is_as_made_from_the_results() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert readme_tables.updated(readme, RESULTS) == readme, "make readme-tables"
+
+
+def test_another_measurement_makes_another_table(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    (source,) = [path for path in sorted(RESULTS.glob("*.json")) if "ratio" in json.loads(path.read_text())["rows"][0]]
+    measured = json.loads(source.read_text("utf-8"))
+    measured["rows"][0] |= {"ratio": 7.25, "ratios": [7.0, 7.25, 8.0]}
+    (folder / "new.json").write_text(json.dumps(measured))
+    readme = f"before\n{readme_tables.BEGIN}old{readme_tables.END}\nafter\n"
+    found = readme_tables.updated(readme, folder)
+    assert found.startswith("before\n") and found.endswith("after\n") and "old" not in found
+    assert "**7.2x** (7.00 to 8.00)" in found
+    assert "benchmarks/results/new.json" in found
+    assert readme_tables.updated(found, folder) == found
+
+
+def test_a_whole_run_is_linked_with_its_report(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    run = {
+        "kind": "fusedtrain-bench",
+        "command": "bench run",
+        "machine": {"cpu": "Abacus", "cpu_capability": "beads"},
+        "options": {"threads": 2},
+    }
+    (folder / "suite.json").write_text(json.dumps(run))
+    (folder / "suite.md").write_text("# report")
+    found = readme_tables.figures(folder)
+    assert "`bench run` on two threads of a shared Abacus (beads)" in found
+    assert "[md](benchmarks/results/suite.md)" in found
+
+
+@pytest.mark.parametrize("readme", ["", "<!-- /figures -->\n<!-- figures -->\n", "<!-- figures -->\n"])
+def test_a_readme_without_its_markers_is_left_alone(readme: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        readme_tables.updated(readme, RESULTS)

@@ -1,0 +1,88 @@
+"""The suite `scaling`: its points, the laws fitted to them, and the ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from fusedtrain.bench import fits, ranks, scaling
+from fusedtrain.bench.measure import timed
+from fusedtrain.bench.peers import SETTINGS
+
+from .conftest import Run, row
+
+
+@pytest.mark.parametrize(("a", "b", "k"), [(2e-5, 1e-6, 1.0), (1e-4, 3e-9, 1.1), (5e-6, 2e-5, 0.5)])
+def test_a_law_is_found_again(a: float, b: float, k: float) -> None:
+    sizes = [4**i for i in range(9)]
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.02, len(sizes)))
+    law = fits.fit(sizes, [(a + b * n**k) * e for n, e in zip(sizes, noise, strict=True)])
+    assert law is not None
+    assert law.exponent == pytest.approx(k, abs=0.08)
+    assert law.fixed == pytest.approx(a, rel=0.15)
+    assert law.misfit < 0.1
+    assert law(sizes[-1]) == pytest.approx(a + b * sizes[-1] ** k, rel=0.1)
+
+
+def test_too_few_sizes_have_no_law() -> None:
+    assert fits.fit([1, 10, 100], [1.0, 2.0, 3.0]) is None
+    assert fits.fit([1, 1, 1, 1, 1], [1.0] * 5) is None
+
+
+def test_laws_are_of_each_axis_and_provider() -> None:
+    rows = []
+    for n in (1, 10, 100, 1000):
+        made = row(f"scaling, tensors: {n}", fusedtrain_cpu=[1e-5 + 1e-6 * n], theirs=[1e-4 + 2e-5 * n])
+        rows.append({**made, "axis": "tensors", "value": n})
+    rows.append({**row("scaling, ranks: 1", fusedtrain_cpu=[1e-3]), "axis": "ranks", "value": 1})
+    rows.append(row("no part of it", fusedtrain_cpu=[1e-3]))
+    found = {(law["axis"], law["provider"]): law for law in fits.of_rows(rows)}
+    assert set(found) == {("tensors", "fusedtrain-cpu"), ("tensors", "theirs"), ("ranks", "fusedtrain-cpu")}
+    assert found["tensors", "fusedtrain-cpu"]["scale"] == pytest.approx(1e-6, rel=0.01)
+    assert found["tensors", "theirs"]["exponent"] == pytest.approx(1.0, abs=0.01)
+    assert found["ranks", "fusedtrain-cpu"]["why_not"] == "too few points for a law"
+    json.dumps(fits.of_rows(rows))
+
+
+def test_points_span_what_they_should() -> None:
+    along: dict[str, list[int]] = {}
+    for point in scaling.points(quick=False):
+        along.setdefault(point.axis, []).append(point.value)
+        facts = point.workload.facts()
+        if point.axis in ("tensors", "groups", "elements"):
+            assert facts[point.axis] == point.value
+    assert set(along) | {"ranks"} == set(scaling.AXES)
+    assert (along["tensors"][0], along["tensors"][-1]) == (1, 20_000)
+    assert (along["elements"][0], along["elements"][-1]) == (2**10, 2**30)
+    assert (along["groups"][0], along["groups"][-1]) == (1, 500)
+    assert along["threads"][0] == 1
+    assert len(scaling.points(quick=True)) < len(scaling.points(quick=False))
+
+
+def test_the_suite_is_measured_and_fitted(bench: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    options = ("--providers", "torch-fused", "--rounds", "1", "--seconds", "0.001", "--threads", "1", "--json", path)
+    done = bench("run", "--scaling", "--quick", "--workload", "scaling, tensors", *options)
+    assert done.exit_code == 0, done.output
+    written = json.loads(path.read_text())
+    assert [(r["axis"], r["value"]) for r in written["rows"]] == [("tensors", n) for n in (1, 10, 100, 1000)]
+    (law,) = written["fits"]
+    assert (law["axis"], law["provider"], law["points"]) == ("tensors", "torch-fused", 4)
+    assert "exponent" in law
+    assert "x n^" in done.output
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
+def test_ranks_are_checked_and_timed() -> None:
+    found = ranks.measure(2, rounds=2, seconds=0.01, limit=20.0)
+    if not timed(found, ranks.OURS):
+        pytest.fail(str(found.get("why_not") or found["providers"]))
+    assert len(found["providers"][ranks.OURS]["seconds"]) == len(found["providers"][ranks.THEIRS]["seconds"]) == 2
+    ours = found["providers"][ranks.OURS]
+    assert 0 < ours["max_error"] <= 2 * ours["max_error_of_torch"]
+    assert (found["axis"], found["value"]) == ("ranks", 2)
+    assert SETTINGS["weight_decay"] > 0
