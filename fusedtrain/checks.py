@@ -86,14 +86,36 @@ def check_random(call: str, x: Tensor, generator: torch.Generator | None, rng_st
             refuse(ValueError, call, what, why, "Make one by torch.Generator(x.device)")
 
 
+def shares_places(x: Tensor) -> bool:
+    """Whether several elements of ``x`` are one place in memory, as in an expanded tensor. Under a compiler only what
+    strides of 0 tell."""
+    dims = [(stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    if any(stride == 0 for stride, _ in dims):
+        return True
+    if torch.compiler.is_compiling() or x.is_contiguous() or x.numel() == 0:
+        return False
+    extent = 0
+    for stride, size in sorted(dims):
+        if stride <= extent:
+            break
+        extent += stride * (size - 1)
+    else:
+        return False
+    # Dimensions that interleave: a stride within the reach of smaller ones may still meet none of their elements.
+    places = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for stride, size in dims:
+        places = (places[:, None] + torch.arange(size, dtype=torch.int64, device="cpu") * stride).flatten()
+    return places.unique().numel() < places.numel()
+
+
 def check_inplace(call: str, x: Tensor) -> None:
     """Raises RuntimeError where autograd would refuse the write only after it."""
     if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
         why = "x is an inference tensor, which autograd does not let change outside of inference mode"
         refuse(RuntimeError, call, "inplace=True", why, "Pass x.clone() or inplace=False")
-    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        what = f"inplace=True, x of strides {tuple(x.stride())}"
-        why = "several elements of an expanded tensor share one place in memory"
+    if shares_places(x):
+        what = f"inplace=True, x of shape {tuple(x.shape)} and strides {tuple(x.stride())}"
+        why = "several elements share one place in memory, as in an expanded tensor"
         refuse(RuntimeError, call, what, why, "Pass x.clone() or inplace=False")
     # Under a compiler the write is torch's own `copy_`, which refuses leaves itself.
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():

@@ -20,6 +20,7 @@ from fusedtrain.distributed import Shards
 
 Split = dict[Shards | None, list[Tensor]]
 """Local tensors by how the tensors they belong to are sharded."""
+_CPU = torch.device("cpu")
 
 
 def check_norm_type(call: str, norm_type: object) -> float:
@@ -62,9 +63,11 @@ def check_tensor(call: str, what: str, x: Tensor) -> None:
         raise TypeError(f"{call}: {what} is {x.dtype}; only real floating tensors have a norm here")
 
 
-def total_norm(call: str, split: Split, norm_type: float, want: str | None = None) -> tuple[Tensor, Tensor]:
+def total_norm(
+    call: str, split: Split, norm_type: float, want: str | None = None, home: torch.device = _CPU
+) -> tuple[Tensor, Tensor]:
     """``(norm, nonfinite)`` of all tensors of all ranks that hold shards of them: 0-dim, on the device of the first
-    tensor; ``nonfinite`` is fp32, 1 if any element is inf or NaN, else 0.
+    tensor, on ``home`` if there is none; ``nonfinite`` is fp32, 1 if any element is inf or NaN, else 0.
 
     Every rank of a mesh must pass the same keys in the same order, if need be with an empty list.
     """
@@ -81,17 +84,22 @@ def total_norm(call: str, split: Split, norm_type: float, want: str | None = Non
             backend = dispatch.resolve(call, device, dtypes, want=want)
             here.append(backend.global_norm(xs, norm_type))  # type: ignore[misc]
         if shards is not None:
-            home = next(iter(by_device), torch.device(shards.mesh.device_type))
-            norm, nonfinite = _combine(call, here, norm_type, home, want)
+            meeting = next(iter(by_device), torch.device(shards.mesh.device_type))
+            norm, nonfinite = _combine(call, here, norm_type, meeting, want)
             rows = distributed.gather(torch.stack([norm, nonfinite.double()]), shards)  # (ranks, 2)
             here = [(rows[:, 0], rows[:, 1])]
         parts += here
     if not parts:
-        return torch.zeros(()), torch.zeros(())
+        return _zero(home), _zero(home)
     if len(parts) == 1 and parts[0][0].dim() == 0:
         return parts[0]
     norm, nonfinite = _combine(call, parts, norm_type, parts[0][0].device, want)
     return norm.to(torch.float64 if double else torch.float32), nonfinite
+
+
+def _zero(device: torch.device) -> Tensor:
+    """fp32, whatever torch's default dtype and device are."""
+    return torch.zeros((), dtype=torch.float32, device=device)
 
 
 def _combine(
@@ -99,7 +107,7 @@ def _combine(
 ) -> tuple[Tensor, Tensor]:
     """The norm of norms, in fp64, and whether any part had a non-finite element."""
     if not parts:
-        return torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
+        return _zero(device).double(), _zero(device)
     norms = torch.cat([norm.reshape(-1).to(device, torch.float64) for norm, _ in parts])
     flags = torch.cat([flag.reshape(-1).to(device, torch.float32) for _, flag in parts])
     backend = dispatch.resolve(call, device, frozenset({torch.float64}), want=want)
@@ -131,8 +139,8 @@ def global_norm(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> T
         norm_type: p > 0, or inf.
 
     Returns:
-        0-dim fp32 tensor (fp64 if any input is), on the device of the first tensor; 0 for no tensors. Plain, also for
-        DTensors.
+        0-dim fp32 tensor (fp64 if any input is), on the device of the first tensor; for no tensors 0, on the CPU.
+        Plain, also for DTensors.
 
     Raises:
         TypeError: a sparse, complex or integer tensor. ValueError: ``norm_type`` not > 0.
@@ -143,8 +151,8 @@ def global_norm(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> T
     return total_norm(call, _split(call, listed, "tensor"), norm_type)[0]
 
 
-def _gradients(call: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """The unique gradients of the parameters."""
+def _gradients(call: str, parameters: Tensor | Iterable[Tensor]) -> tuple[list[Tensor], torch.device]:
+    """The unique gradients of the parameters, and the device of the first parameter, the CPU if there is none."""
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     else:
@@ -159,7 +167,7 @@ def _gradients(call: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]
         if p.grad is not None:
             check_tensor(call, f"the gradient of parameter {i}", p.grad)
             unique.setdefault(id(p.grad), p.grad)
-    return list(unique.values())
+    return list(unique.values()), parameters[0].device if parameters else _CPU
 
 
 @torch.no_grad()
@@ -187,7 +195,7 @@ def clip_grad_norm_(
 
     Returns:
         The norm before clipping: 0-dim fp32 tensor (fp64 if any gradient is), on the device of the first gradient;
-        0 for no gradients. Plain, also for DTensors. It is not waited for.
+        for no gradients 0, on that of the first parameter. Plain, also for DTensors. It is not waited for.
 
     Raises:
         ValueError: ``max_norm`` negative or NaN, ``norm_type`` not > 0.
@@ -197,8 +205,8 @@ def clip_grad_norm_(
     call = "fusedtrain.clip_grad_norm_"
     max_norm = check_bound(call, "max_norm", max_norm)
     norm_type = check_norm_type(call, norm_type)
-    grads = _gradients(call, parameters)
-    norm, _ = total_norm(call, _split(call, grads, "gradient"), norm_type)
+    grads, home = _gradients(call, parameters)
+    norm, _ = total_norm(call, _split(call, grads, "gradient"), norm_type, home=home)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
@@ -231,11 +239,20 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
 
     Raises:
         ValueError: ``clip_value`` negative or NaN.
-        TypeError: a bound that is no number; sparse, complex or integer gradients. Nothing has been clamped.
+        TypeError: a bound that is no number; sparse, complex or integer gradients; a DTensor whose sum over the ranks
+            is pending (Partial), since clamped addends do not add up to the clamped sum. Nothing has been clamped.
     """
     call = "fusedtrain.clip_grad_value_"
     clip_value = check_bound(call, "clip_value", clip_value)
-    grads = [distributed.local(g) for g in _gradients(call, parameters)]
+    grads, _ = _gradients(call, parameters)
+    for i, g in enumerate(grads):
+        if distributed.has_pending_sum(g):
+            raise TypeError(
+                f"{call}: gradient {i} has placements {g.placements}: what each rank holds is an addend, and clamped "  # type: ignore[attr-defined]
+                "addends do not add up to the clamped sum. Carry out the sum first: "
+                "p.grad = p.grad.redistribute(placements=p.placements)"
+            )
+    grads = [distributed.local(g) for g in grads]
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for g in grads:
         by_kind.setdefault((g.device, g.dtype), []).append(g)

@@ -73,9 +73,10 @@ def resolve(
 def _name_of_choice(
     call: str, device: torch.device, dtypes: frozenset[torch.dtype], rule: str | None, want: str | None
 ) -> str:
-    by_environment = want is None
-    if by_environment:
+    by_environment = False
+    if want is None:
         want = os.environ.get("FUSEDTRAIN_BACKEND") or None
+        by_environment = want is not None
     return _choose(call, device.type, dtypes, rule, want, by_environment)
 
 
@@ -93,7 +94,7 @@ def _choose(
     want: str | None,
     by_environment: bool,
 ) -> str:
-    origin, remedy = (" of FUSEDTRAIN_BACKEND", "Unset it") if by_environment else ("", "Choose another backend=")
+    origin = " of FUSEDTRAIN_BACKEND" if by_environment else ""
     check_name(want, call, origin)
     refusals: dict[str, str] = {}
     for name in ORDER if want is None else (want,):
@@ -113,7 +114,10 @@ def _choose(
             refusals.setdefault(name, reason or "can run it")
     listed = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     wanted = f"backend {want!r}{origin} cannot run it" if want else "no backend can run it"
-    raise RuntimeError(f"{call}: {wanted} ({what}). {listed}. {remedy} or cast the tensors.")
+    remedy = "Cast the tensors"
+    if want is not None:
+        remedy = ("Unset it" if by_environment else "Choose another backend=") + " or cast the tensors"
+    raise RuntimeError(f"{call}: {wanted} ({what}). {listed}. {remedy}.")
 
 
 _warned: set[str] = set()

@@ -40,9 +40,14 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
+def has_pending_sum(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor of which each rank holds but an addend (Partial)."""
+    return is_dtensor(x) and any(placement.is_partial() for placement in x.placements)  # type: ignore[attr-defined]
+
+
 def without_pending_sum(x: Tensor) -> Tensor:
     """A DTensor whose values are final: pending reductions (Partial) are carried out, into replicas."""
-    if is_dtensor(x) and any(placement.is_partial() for placement in x.placements):  # type: ignore[attr-defined]
+    if has_pending_sum(x):
         from torch.distributed.tensor import Replicate
 
         placements = [Replicate() if p.is_partial() else p for p in x.placements]  # type: ignore[attr-defined]

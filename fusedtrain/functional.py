@@ -85,6 +85,9 @@ def _map_samples(
 ) -> tuple[Tensor, int]:
     """The vmap rule: one call per sample, each with its own mask counted from its own first element, so that forward,
     backward and a loop over the samples agree. `rng.draw` has already honoured the ``randomness`` of the vmap."""
+    if size == 0:  # one sample of zeros tells the shape, and leaves nothing but its place in the graph
+        sample = [a if dim is None else a.sum(dim) for a, dim in zip(args, in_dims, strict=True)]
+        return f(*sample)[None][:0], 0
     columns = [a if dim is None else a.unbind(dim) for a, dim in zip(args, in_dims, strict=True)]
     rows = ([c if dim is None else c[i] for c, dim in zip(columns, in_dims, strict=True)] for i in range(size))
     return torch.stack([f(*row) for row in rows]), 0
@@ -207,10 +210,12 @@ def act_dropout(
         dropped, as ``torch.nn.functional.dropout`` does.
 
     Note:
-        A training call draws exactly one RNG state, whatever ``p``, shape, device or backend: one ``torch.manual_seed``
-        gives one mask everywhere. Saved for the backward beyond ``y``: nothing for relu, leaky_relu, squared_relu, elu,
-        sigmoid, tanh and softplus without a residual; the 16-byte RNG state for identity; ``x``, ``bias`` and the state
-        otherwise. The gradient of ``bias`` is accumulated in fp32.
+        A training call draws exactly one RNG state from the generator of the device of ``x``, whatever ``p``, shape or
+        backend: on one device, one ``torch.manual_seed`` gives one mask. The generators of CPU and CUDA draw different
+        states from one seed; for one mask on both pass ``rng_state``. Saved for the backward beyond ``y``: nothing for
+        relu, leaky_relu, squared_relu, elu, sigmoid, tanh and softplus without a residual, so that ``y`` may not be
+        changed in place before the backward (``y += x``: torch raises); the 16-byte RNG state for identity; ``x``,
+        ``bias`` and the state otherwise. The gradient of ``bias`` is accumulated in fp32.
 
     Raises:
         TypeError, ValueError: an argument that cannot be right.

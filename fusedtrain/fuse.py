@@ -32,6 +32,9 @@ _DROPOUTS = (nn.Dropout, Dropout)
 # Layers of torch whose feed-forward block is linear2(dropout(activation(linear1(x)))), by these attributes.
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
+# Modules that may return their input, or a view of it.
+_PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
+
 # Modules whose result is a fresh tensor that nobody else holds, so that overwriting it goes unseen.
 _FRESH = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.GroupNorm, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
@@ -71,6 +74,11 @@ def fuse_(model: nn.Module, *, backend: str | None = None) -> list[str]:
     places, subclasses, activations with other settings than `rules` has, and an in-place activation that may overwrite
     a tensor which others see. Outputs agree in eval mode; in training mode the masks are those of this package.
 
+    After a swap the gradient of relu, leaky_relu, elu, sigmoid, tanh and softplus is computed from the result of the
+    dropout, which then may not be changed in place before the backward. Where a module with ``inplace=True`` follows,
+    the site is left alone; code of yours that does so (``h = block(x); h += x``) is not seen, and torch raises in the
+    backward: write ``h = h + x`` there.
+
     Args:
         model: any module; also a single ``nn.Sequential``.
         backend: the ``backend=`` of the new modules.
@@ -84,6 +92,7 @@ def fuse_(model: nn.Module, *, backend: str | None = None) -> list[str]:
     _check_module("fuse_", model)
     dispatch.check_name(backend, "fusedtrain.fuse_")
     uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    places = _places(model)
     sites = []
     for name, parent, before, at, after in _neighbours(model):
         act, dropout = getattr(parent, at), getattr(parent, after)
@@ -93,6 +102,8 @@ def fuse_(model: nn.Module, *, backend: str | None = None) -> list[str]:
         if not isinstance(act, nn.Module):
             activation = _FUNCTIONS.get(act)
         if activation is None or not all(_is_plain(m) and uses[id(m)] <= 1 for m in (act, dropout)):
+            continue
+        if rules.ACTIVATIONS[activation].saves == "output" and _is_overwritten(parent, after, places):
             continue
         inplace = getattr(act, "inplace", False)
         if isinstance(before, _FRESH) and _is_torchs(before) and _is_plain(before):
@@ -147,6 +158,42 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | 
                 yield dot + at, parent, None if before is None else parent._modules[before], at, after
         elif type(parent) in _LAYERS and "_ff_block" not in parent.__dict__:
             yield f"{dot}activation", parent, parent.linear1, "activation", "dropout"
+
+
+_Places = dict[int, list[tuple[nn.Sequential, str]]]
+"""By the id of a module: the sequential containers that call it, and its name there."""
+
+
+def _places(model: nn.Module) -> _Places:
+    places: _Places = {}
+    for parent in model.modules():
+        if isinstance(parent, nn.Sequential):
+            for key, child in parent._modules.items():
+                places.setdefault(id(child), []).append((parent, key))
+    return places
+
+
+def _is_overwritten(parent: nn.Module, key: str, places: _Places) -> bool:
+    """Whether a module that is called with the result of this child of ``parent`` changes it in place, as far as
+    containers tell."""
+    if not isinstance(parent, nn.Sequential):
+        return False
+    keys = list(parent._modules)
+    for following in keys[keys.index(key) + 1 :]:
+        verdict = _overwrites_input(parent._modules[following])
+        if verdict is not None:
+            return verdict
+    return any(_is_overwritten(*place, places) for place in places.get(id(parent), ()))
+
+
+def _overwrites_input(module: nn.Module | None) -> bool | None:
+    """None if the module may return its input, so that what follows decides."""
+    if isinstance(module, nn.Sequential):
+        verdicts = map(_overwrites_input, module._modules.values())
+        return next((verdict for verdict in verdicts if verdict is not None), None)
+    if getattr(module, "inplace", False):
+        return True
+    return None if isinstance(module, _PASSING) else False
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -41,6 +41,9 @@ class Dropout(nn.Dropout):
 class ActDropout(nn.Module):
     """``dropout(act(x))`` in one pass: (\\*) -> (\\*), any floating dtype, which is kept.
 
+    The gradient of relu, leaky_relu, squared_relu, elu, sigmoid, tanh and softplus is computed from the result, which
+    then may not be changed in place before the backward (``h += x``): torch raises.
+
     Args:
         activation: a name of `fusedtrain.rules.ACTIVATIONS`.
         p: the probability to drop, in [0, 1].

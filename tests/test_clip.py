@@ -117,6 +117,23 @@ def test_norm_of_nothing_of_one_and_of_the_same_twice() -> None:
     assert ft.global_norm([x, torch.zeros(1, dtype=torch.float64)]).dtype == torch.float64
 
 
+def test_norm_of_nothing_follows_no_default_of_torch() -> None:
+    p = Parameter(torch.ones(2, device="cpu"))
+    elsewhere = Parameter(torch.ones(2, device="meta"))
+    torch.set_default_dtype(torch.float16)
+    torch.set_default_device("meta")
+    try:
+        norms = [ft.global_norm([]), ft.clip_grad_norm_([], 1.0), ft.clip_grad_norm_([p], 1.0)]
+        there = ft.clip_grad_norm_([elsewhere, p], 1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for norm in norms:
+        assert (norm.device.type, norm.dtype, norm.shape) == ("cpu", torch.float32, ())
+        assert norm.item() == 0.0
+    assert (there.device.type, there.dtype) == ("meta", torch.float32)
+
+
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("where", [0, 4095, 8191, 40_000])
 def test_one_bad_element_shows(bad: float, where: int, backend: str, device: torch.device) -> None:

@@ -297,6 +297,12 @@ BAD_ACT = [
     ("inplace leaf", {"x": X.clone().requires_grad_(), "inplace": True}, RuntimeError, "leaf"),
     ("inplace view of leaf", {"x": X.clone().requires_grad_()[1:], "inplace": True}, RuntimeError, "leaf"),
     ("inplace expanded", {"x": torch.zeros(6).expand(4, 6), "inplace": True}, RuntimeError, "expanded"),
+    (
+        "inplace overlap",
+        {"x": torch.zeros(9).as_strided((4, 6), (1, 1)), "inplace": True},
+        RuntimeError,
+        r"strides \(1, 1\): several elements share one place",
+    ),
 ]
 BAD_GATED = [
     ("odd", {"x": torch.zeros(4, 5)}, ValueError, r"\(4, 5\).*even"),
@@ -323,8 +329,28 @@ def test_bad_input_changes_nothing(
     assert getattr(x, "_version", None) == version
 
 
-def test_a_backend_that_cannot_run_it_is_refused_with_every_reason() -> None:
+def test_a_backend_that_cannot_run_it_is_refused_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FUSEDTRAIN_BACKEND", raising=False)
     with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot run it \(float32 on cpu\).*reference: can run it"):
         ft.functional.act_dropout(X, backend="cuda")
     with pytest.raises(RuntimeError, match="float8_e4m3fn"):
         ft.functional.act_dropout(X.to(torch.float8_e4m3fn))
+
+
+@pytest.mark.parametrize(
+    ("backend", "environment", "message"),
+    [
+        (None, None, r"no backend can run it .*\. Cast the tensors\.$"),
+        (None, "reference", r"'reference' of FUSEDTRAIN_BACKEND cannot .*\. Unset it or cast the tensors\.$"),
+        ("reference", None, r"backend 'reference' cannot .*\. Choose another backend= or cast the tensors\.$"),
+        ("reference", "cpu", r"backend 'reference' cannot .*\. Choose another backend= or cast the tensors\.$"),
+    ],
+)
+def test_the_remedy_is_for_what_was_chosen(
+    backend: str | None, environment: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FUSEDTRAIN_BACKEND", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("FUSEDTRAIN_BACKEND", environment)
+    with pytest.raises(RuntimeError, match=message):
+        ft.functional.act_dropout(X.to(torch.float8_e4m3fn), backend=backend)

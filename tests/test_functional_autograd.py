@@ -195,6 +195,20 @@ def test_vmap_honours_randomness(backend: str, device: torch.device, call: Calla
     torch.vmap(lambda x: call(x, "gelu", 0.5, training=False, backend=backend))(x)
 
 
+@pytest.mark.parametrize(("call", "width"), [(act_dropout, 4), (gated_act_dropout, 2)])
+def test_vmap_over_no_samples(backend: str, device: torch.device, call: Callable[..., Tensor], width: int) -> None:
+    if backend == "reference":
+        pytest.skip("torch's own rules for no samples refuse the operations of rng.lanes")
+    x = torch.randn(3, 0, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
+    states = torch.zeros(0, 2, dtype=torch.int64, device=device)
+    y = torch.vmap(lambda x, s: call(x, "gelu", 0.5, rng_state=s, backend=backend), in_dims=(1, 0))(x, states)
+    assert y.shape == (0, 3, width)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
 def test_vmap_is_a_loop_over_samples(backend: str, device: torch.device) -> None:
     x, bias = torch.randn(6, 3, 7, device=device), torch.randn(7, 3, device=device)
     states = torch.stack([torch.tensor([i, 4 * i], device=device) for i in range(3)])

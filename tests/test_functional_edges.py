@@ -58,6 +58,16 @@ def test_inplace_on_an_inference_tensor_outside_inference_mode_is_refused(backen
     assert torch.equal(x, before)
 
 
+def test_inplace_where_dimensions_interleave_but_share_nothing(backend: str) -> None:
+    memory = torch.randn(8)
+    before = memory.clone()
+    x = memory.as_strided((2, 3), (3, 2))  # places 0, 2, 4 and 3, 5, 7
+    assert act_dropout(x, "relu", 0.0, inplace=True, backend=backend) is x
+    expected = before.relu()
+    expected[[1, 6]] = before[[1, 6]]
+    assert torch.equal(memory, expected)
+
+
 def test_inplace_on_a_lazily_negated_tensor(backend: str) -> None:
     z = torch.randn(16, dtype=torch.complex64)
     expected = torch.relu(z.conj().imag.clone())

@@ -177,6 +177,11 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
     "layer with another function": lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=torch.tanh),
     "subclass of a layer": lambda: MyLayer(8, 2, 16),
     "overwrites its input": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5)),
+    "is overwritten": lambda: mlp(nn.Sigmoid())[:3].append(nn.ReLU(inplace=True)),
+    "is overwritten through a view": lambda: mlp(nn.ELU())[:3].extend([nn.Flatten(), nn.Dropout(0.5, inplace=True)]),
+    "is overwritten outside of its container": lambda: nn.Sequential(
+        mlp(nn.Tanh())[:3], nn.Sequential(nn.Identity(), nn.LeakyReLU(inplace=True))
+    ),
     "overwrites what a hook saw": lambda: nn.Sequential(
         hooked(nn.Linear(8, 8), "forward_hook"), nn.ReLU(inplace=True), nn.Dropout(0.5)
     ),
@@ -191,6 +196,16 @@ def test_left_alone(name: str) -> None:
     after = dict(model.named_modules(remove_duplicate=False))
     assert before.keys() == after.keys()
     assert all(before[key] is after[key] for key in before)
+
+
+@pytest.mark.parametrize("make", [nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU])
+def test_a_result_that_the_next_module_overwrites_still_has_its_gradient(make: Callable[[], nn.Module]) -> None:
+    """The gradient of some activations is computed from the result, which in-place modules destroy."""
+    model = nn.Sequential(nn.Linear(8, 8), make(), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(8, 2))
+    sites = ft.fuse_(model)
+    assert sites == (["1"] if make in (nn.GELU, nn.SiLU) else [])  # whose gradient is computed from the input
+    model(torch.randn(5, 8)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize(("act", "dropout", "overwrites"), [(True, True, True), (False, True, False)])

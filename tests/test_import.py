@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fusedtrain
 
@@ -95,6 +96,39 @@ assert not slow, slow
     )
 
 
+needs_cpu = pytest.mark.skipif(
+    not fusedtrain.backends()["cpu"].startswith("available"), reason="the CPU library is not built"
+)
+
+
+@needs_cpu
+def test_operators_run_right_after_the_import() -> None:
+    output = run(
+        "import torch, fusedtrain\n"
+        "print(torch.ops.fusedtrain.act_dropout(torch.tensor([-1.0, 2.0]), None, None, None, 0, 'relu').tolist())"
+    )
+    assert output.strip() == "[0.0, 2.0]"
+
+
+@needs_cpu
+def test_an_exported_program_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    """Nothing but the import leads to the kernels that it calls."""
+    x = torch.randn(4, 8)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), fusedtrain.nn.ActDropout("gelu", 0.5)).eval()
+    program = torch.export.export(model, (x,))
+    assert "fusedtrain.act_dropout" in str(program.graph)
+    torch.export.save(program, tmp_path / "model.pt2")
+    torch.save({"x": x, "y": model(x).detach()}, tmp_path / "expected.pt")
+    output = run(
+        "import sys, torch, fusedtrain\n"
+        f"expected = torch.load({str(tmp_path / 'expected.pt')!r}, weights_only=True)\n"
+        f"y = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()(expected['x'])\n"
+        "torch.testing.assert_close(y.detach(), expected['y'])\n"
+        "print('same')"
+    )
+    assert output.splitlines()[-1] == "same"
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -130,6 +164,17 @@ def test_a_library_that_does_not_load_is_skipped_with_the_reason(copy: Path, con
     report = run("import sys; from fusedtrain.__main__ import main; main(['env'])", package=copy)
     assert re.search(rf"_C .*{reason}", report)
     assert re.search(rf"_plan .*does not import: .*{why}", report)
+
+
+def test_F3_a_library_of_another_torch_is_one_warning_with_both_versions(copy: Path) -> None:
+    """An undefined symbol alone names no cause: flash-attention#1644, pytorch#152790, apex#212, fvdb#295."""
+    (copy / "_C.so").write_bytes(b"of another torch")
+    (copy / "_build_info.json").write_text('{"torch": "2.11.0+cu128"}')
+    output = run(STEP + STEP, package=copy)
+    warned = re.findall(r"UserWarning: .*", output)
+    assert len(warned) == 1
+    assert f"built with torch 2.11.0+cu128, and this is torch {torch.__version__}" in warned[0]
+    assert "reference" in warned[0]
 
 
 def test_a_record_of_the_build_that_is_not_json_is_named(copy: Path) -> None:

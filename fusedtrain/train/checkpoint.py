@@ -31,14 +31,21 @@ def save(folder: Path, step: int, sides: list[Side], stoppers: dict[str, EarlySt
         for rank, state in enumerate(world.gather(side.rng)):
             tensors[f"{side.name}/rng/{rank}"] = state
         for name, value in side.tensors().items():
-            tensors[f"{side.name}/{name}"] = value.detach().cpu().contiguous()
+            tensors[f"{side.name}/{name}"] = _alone(value)
         for name, value in stoppers[side.name].weights.items():
-            tensors[f"{side.name}/best/{name}"] = value.cpu().contiguous()
+            tensors[f"{side.name}/best/{name}"] = _alone(value)
     if not world.writes:
         return
     progress = {"step": step, "early_stopping": {name: stopper.to_json() for name, stopper in stoppers.items()}}
     with files.aside(folder / FILE) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(progress, allow_nan=False)})
+
+
+def _alone(x: Tensor) -> Tensor:
+    """On the CPU, contiguous, and the only tensor of its memory, as safetensors wants it: small optimizer states are
+    views of memory that they share."""
+    here = x.detach().cpu().contiguous()
+    return here if here.untyped_storage().nbytes() == here.nbytes else here.clone()
 
 
 def load(folder: Path, sides: list[Side], stoppers: dict[str, EarlyStopping], world: World) -> int:
@@ -81,6 +88,6 @@ def _check_shapes(tensors: dict[str, Tensor], sides: list[Side]) -> None:
 
 def save_weights(folder: Path, side: Side) -> None:
     """``weights-<side>.safetensors``: the weights alone, by parameter name."""
-    weights = {name: p.detach().cpu().contiguous() for name, p in side.model.named_parameters()}
+    weights = {name: _alone(p) for name, p in side.model.named_parameters()}
     with files.aside(folder / f"weights-{side.name}.safetensors") as temporary:
         save_file(weights, temporary)

@@ -28,7 +28,7 @@ class Memory:
 
     saved: what autograd keeps from the forward for the backward, each storage once, without the parameters and the
         batch, which stay alive anyway.
-    resident: parameters and optimizer states.
+    resident: the storages of parameters and optimizer states, each once.
     peak: the most that was allocated at once in a step, by torch's allocator, on top of what was there before the step
         (gradients, activations, temporaries). Memory that a kernel takes elsewhere (a C++ vector) is not seen.
     """
@@ -49,7 +49,8 @@ def memory(kind: type[Side], settings: Settings, task: Task) -> Memory:
             side.step(task, batch, settings.lr)
         saved = saved_for_backward(side, task, batch)
         peak = (peak_cuda if device.type == "cuda" else peak_cpu)(lambda: _one_step(side, task, batch))
-        resident = sum(t.untyped_storage().nbytes() for t in side.tensors().values())
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in side.tensors().values()}
+        resident = sum(storage.nbytes() for storage in storages.values())
         return Memory(saved, resident, peak)
 
 

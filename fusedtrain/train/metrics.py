@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from fusedtrain.train import files
+from fusedtrain.train.errors import TrainError
 from fusedtrain.train.sides import PARTS, SIDES, Measured
 
 JSONL = "metrics.jsonl"
@@ -49,6 +52,9 @@ class Log:
     Args:
         folder: the run folder; None keeps rows in memory only (the processes that do not write).
         keep: the steps of the checkpoint that the run continues from; later rows are dropped from the files.
+
+    Raises:
+        TrainError: the rows to keep are not all there, or the files cannot be written.
     """
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
@@ -73,6 +79,7 @@ class Log:
     def flush(self) -> None:
         for file in self._files:
             self._guarded(file, file.flush)
+            self._guarded(file, lambda file=file: os.fsync(file.fileno()))
 
     def close(self) -> None:
         for file in self._files:
@@ -87,17 +94,37 @@ class Log:
 
 
 def read(folder: Path, keep: int) -> list[Row]:
-    """The rows of the first ``keep`` steps. What follows them, a broken last line included, is not read."""
-    rows: list[Row] = []
+    """The rows of the first ``keep`` steps. What follows them, a broken last line included, is not read.
+
+    Raises:
+        TrainError: they are not all there, or one is no row.
+    """
     path = folder / JSONL
-    if not keep or not path.exists():
+    rows: list[Row] = []
+    if not keep:
         return rows
-    with path.open() as lines:
-        for line in lines:
-            if len(rows) == keep:
-                break
-            rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:  # what follows the rows may be anything
+            for line in itertools.islice(lines, keep):
+                rows.append(_from_json(line, step=len(rows) + 1))
+        if len(rows) < keep:
+            raise ValueError(f"it ends after step {len(rows)}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainError(
+            "--resume",
+            path,
+            f"it does not hold the {keep} steps of the checkpoint ({reason})",
+            "Put the whole file back, or start another run",
+        ) from error
     return rows
+
+
+def _from_json(line: str, step: int) -> Row:
+    found = json.loads(line)
+    if not isinstance(found, dict) or found.get("step") != step:
+        raise ValueError(f"line {step} is not the row of step {step}")
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _json_line(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import traceback
@@ -188,6 +189,31 @@ def mixed(rank: int) -> None:
         assert all(whole(q.grad).abs().max() <= 0.01 for q in spread)
 
 
+def pending_sum(rank: int) -> None:
+    """Of a Partial gradient each rank holds an addend. Clamped addends do not add up to the clamped sum."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    first = nn.Parameter(torch.ones(2))
+    first.grad = torch.full((2,), 3.0)
+    p = nn.Parameter(distribute_tensor(torch.zeros(2), mesh, [Replicate()]))
+    addend = torch.tensor([0.4, -0.4]) if rank == 0 else torch.tensor([1.0, 0.1])
+    p.grad = DTensor.from_local(addend.clone(), mesh, [Partial()])
+    try:
+        ft.clip_grad_value_([first, p], 0.5)
+    except TypeError as error:
+        said = str(error)
+    else:
+        raise AssertionError("addends were clamped")
+    assert re.search(r"clip_grad_value_: gradient 1 .*Partial.*redistribute\(placements=p\.placements\)", said), said
+    assert torch.equal(p.grad.to_local(), addend)
+    assert torch.equal(first.grad, torch.full((2,), 3.0))
+    p.grad = p.grad.redistribute(placements=p.placements)  # as the error says
+    ft.clip_grad_value_([first, p], 0.5)
+    torch.testing.assert_close(whole(p.grad), torch.tensor([0.5, -0.3]))
+
+
 def bad_gradient_on_one_rank(rank: int) -> None:
     """Both skip, neither hangs."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -221,7 +247,7 @@ def gradient_on_one_rank_only(rank: int) -> None:
     assert opt.grad_norm.item() == 5.0, f"{opt.grad_norm}"
 
 
-BODIES = [ddp, fsdp2, fsdp2_checkpoint, mixed, bad_gradient_on_one_rank, gradient_on_one_rank_only]
+BODIES = [ddp, fsdp2, fsdp2_checkpoint, mixed, pending_sum, bad_gradient_on_one_rank, gradient_on_one_rank_only]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)

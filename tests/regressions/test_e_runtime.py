@@ -204,14 +204,52 @@ print("done", rank)
 """
 
 
-def test_C11_C12_C14_C19_two_ranks(tmp_path: Path) -> None:
-    """Megatron!7228, !5916: replicated parameters counted per rank, or those of one rank not at all; pytorch#170862:
-    the norm was a partial DTensor; ColossalAI!1175: ranks disagreed on an overflow and hung."""
+TWO_MESHES = """
+import math, sys, torch, torch.distributed as dist, fusedtrain as ft
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+line, grid = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
+layouts = [(line, [Shard(0)]), (grid, [Replicate(), Shard(1)]), (grid, [Replicate(), Replicate()]), None]
+generator = torch.Generator().manual_seed(0)
+xs, gs = ([torch.randn(n, 3, generator=generator) for n in (5, 4, 3, 2)] for _ in range(2))
+exact = torch.cat([g.flatten() for g in gs]).double()
+
+def place(x, layout):
+    return x.clone() if layout is None else distribute_tensor(x.clone(), *layout)
+
+def spread():
+    params = [torch.nn.Parameter(place(x, layout)) for x, layout in zip(xs, layouts)]
+    for p, g, layout in zip(params, gs, layouts):
+        p.grad = place(g, layout)
+    return params
+
+for norm_type in (2.0, 1.0, math.inf):
+    expected = float(exact.norm(norm_type))
+    params = spread()
+    found = [ft.global_norm([p.grad for p in params], norm_type), ft.clip_grad_norm_(params, 0.5, norm_type)]
+    opt = ft.optim.SGD(spread(), lr=1.0, max_norm=0.5, norm_type=norm_type)
+    opt.step()
+    for norm in (*found, opt.grad_norm):
+        assert type(norm) is torch.Tensor, type(norm)
+        assert math.isclose(float(norm), expected, rel_tol=1e-6), (norm_type, float(norm), expected)
+    coef = min(1.0, 0.5 / expected)
+    for p, q, x, g in zip(params, opt.param_groups[0]["params"], xs, gs):
+        grad, stepped = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in (p.grad, q.detach()))
+        torch.testing.assert_close(grad, g * coef, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(stepped, x - g * coef, rtol=1e-5, atol=1e-6)
+dist.destroy_process_group()
+print("done", rank)
+"""
+
+
+def run_two_ranks(script: str, tmp_path: Path) -> None:
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("torch without gloo")
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            [sys.executable, "-c", script, str(rank), str(tmp_path / "store")],
             env=rank_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -227,3 +265,14 @@ def test_C11_C12_C14_C19_two_ranks(tmp_path: Path) -> None:
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def test_C11_C12_C14_C19_two_ranks(tmp_path: Path) -> None:
+    """Megatron!7228, !5916: replicated parameters counted per rank, or those of one rank not at all; pytorch#170862:
+    the norm was a partial DTensor; ColossalAI!1175: ranks disagreed on an overflow and hung."""
+    run_two_ranks(RANK, tmp_path)
+
+
+def test_C13_parameters_on_two_meshes_and_on_none(tmp_path: Path) -> None:
+    """pytorch#180346, !180501, Megatron!6489: norms kept their meshes, and could not be stacked."""
+    run_two_ranks(TWO_MESHES, tmp_path)

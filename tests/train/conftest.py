@@ -60,7 +60,7 @@ class Finished:
 
     def __init__(self, folder: Path, status: int, printed: str) -> None:
         self.folder, self.status, self.printed = folder, status, printed
-        self.rows = metrics.read(folder, 10**9)
+        self.rows = metrics.read(folder, len((folder / metrics.JSONL).read_text().splitlines()))
         summary = folder / job.SUMMARY
         self.summary = json.loads(summary.read_text()) if summary.exists() else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from fusedtrain.train import metrics
 from fusedtrain.train.early_stopping import EarlyStopping
+from fusedtrain.train.errors import TrainError
 from fusedtrain.train.metrics import PARTS
 
 
@@ -68,12 +70,54 @@ def test_both_files_hold_the_rows_and_resuming_drops_the_later_ones(tmp_path):
 
     with (tmp_path / metrics.JSONL).open("a") as file:
         file.write('{"step": 6, "stock_lo')  # the line a kill tore
+    with (tmp_path / metrics.JSONL).open("ab") as file:
+        file.write(b"\xff\x00")
     log = metrics.Log(tmp_path, keep=3)
     assert [r["step"] for r in log.rows] == [1, 2, 3]
     log.append(row(4, 1.0, 1.0))
     log.close()
     assert len((tmp_path / metrics.JSONL).read_text().splitlines()) == 4
     assert len((tmp_path / metrics.CSV).read_text().splitlines()) == 5
+
+
+def written(folder, steps):
+    log = metrics.Log(folder)
+    for step in range(1, steps + 1):
+        log.append(row(step, 0.5, 0.25))
+    log.close()
+    return folder / metrics.JSONL
+
+
+DAMAGES = {
+    "missing": (lambda path: path.unlink(), "No such file"),
+    "too few": (lambda path: path.write_text("".join(path.read_text().splitlines(True)[:2])), "ends after step 2"),
+    "cut within a line": (lambda path: path.write_text(path.read_text()[:-20]), "Unterminated|delimiter|Expecting"),
+    "a line lost": (lambda path: path.write_text("".join(path.read_text().splitlines(True)[1:])), "line 1 is not"),
+    "no rows": (lambda path: path.write_text("[]\n" * 5), "line 1 is not the row of step 1"),
+    "noise": (lambda path: path.write_bytes(b"\xff\xfe" * 100), "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_of_a_checkpoint_that_are_not_all_there_are_refused(damage, tmp_path):
+    path = written(tmp_path, 4)
+    harm, reason = DAMAGES[damage]
+    harm(path)
+    kept = path.read_bytes() if path.exists() else None
+    with pytest.raises(TrainError, match=rf"--resume .*metrics\.jsonl.* 4 steps .*({reason}).*or start another run"):
+        metrics.Log(tmp_path, keep=4)
+    assert (path.read_bytes() if path.exists() else None) == kept
+
+
+def test_flushed_rows_are_on_the_disk(tmp_path, monkeypatch):
+    log, synced = metrics.Log(tmp_path), []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((descriptor, os.fstat(descriptor).st_size)))
+    log.append(row(1, 0.5, 0.25))
+    log.flush()
+    sizes = [(tmp_path / name).stat().st_size for name in (metrics.JSONL, metrics.CSV)]
+    assert synced == [(file.fileno(), size) for file, size in zip(log._files, sizes, strict=True)]
+    assert sizes[0] > 0
+    log.close()
 
 
 def test_diverged_values_are_valid_json_and_come_back_as_nan(tmp_path):

@@ -8,6 +8,7 @@ import os
 import signal
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -197,6 +198,31 @@ def test_resume_refuses_a_damaged_checkpoint(damage, small, train, tmp_path):
         file.write_text(file.read_text().replace('"width": 32', '"width": 48'))
     with pytest.raises(TrainError, match="not a whole checkpoint of this run"):
         train({}, resume=True)
+
+
+def test_resume_refuses_damaged_metrics(small, train, tmp_path):
+    train(small("mlp"))
+    path = tmp_path / "run" / metrics.JSONL
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(TrainError, match=r"metrics\.jsonl: it does not hold the 24 steps of the checkpoint"):
+        train({}, resume=True)
+
+
+def test_no_tensor_of_a_checkpoint_shares_its_memory(small, train, monkeypatch):
+    """Small states are views of one block of memory, and safetensors has refused tensors that share some."""
+    shared = []
+
+    def save_file(tensors, *args, **kwargs):
+        places = [t.untyped_storage().data_ptr() for t in tensors.values() if t.numel()]
+        shared.append(len(places) - len(set(places)))
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in tensors.values())
+        return safetensors.torch.save_file(tensors, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    whole = train(small("mlp"))
+    assert any(name.startswith("fused/optimizer/") for name in whole.state)
+    assert len(shared) >= 5
+    assert not any(shared)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(small, train, tmp_path):
