@@ -23,13 +23,16 @@ def error(actual: Tensor, truth: Tensor) -> float:
     return float(difference.max()) if difference.numel() else 0.0
 
 
-def assert_as_accurate(actual: Tensor, theirs: Tensor, truth: Tensor, factor: float = 2.0) -> None:
+def assert_as_accurate(
+    actual: Tensor, theirs: Tensor, truth: Tensor, factor: float = 2.0, before: Tensor | None = None
+) -> None:
     """Asserts that ``actual`` errs at most ``factor`` times as much as torch's own result of the same dtype does, both
     against an fp64 truth. A floor of one rounding of the largest value keeps an exact torch result from demanding more
-    than the dtype can hold."""
-    finite = truth[truth.isfinite()]
-    floor = torch.finfo(actual.dtype).eps * (float(finite.abs().max()) if finite.numel() else 0.0)
-    floor = max(floor, torch.finfo(actual.dtype).tiny)
+    than the dtype can hold; of ``before`` too, where the result is what was there before and something added to it, and
+    may be the small difference of large numbers."""
+    finite = [x[x.isfinite()].abs().double() for x in (truth, before) if x is not None]
+    largest = max((float(x.max()) for x in finite if x.numel()), default=0.0)
+    floor = max(torch.finfo(actual.dtype).eps * largest, torch.finfo(actual.dtype).tiny)
     ours, allowed = error(actual, truth), factor * max(error(theirs, truth), floor)
     if not ours <= allowed:
         raise AssertionError(

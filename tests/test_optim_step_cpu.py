@@ -152,7 +152,7 @@ def assert_accurate(given_: Case, ours: Case) -> None:
     is_double = any(p.dtype == torch.float64 for p in given_.params)
     # As vectors: of a 0-dim tensor torch takes the products with fp64 hyperparameters in fp64.
     theirs = given_.copy(torch.float32 if is_double else None).as_vectors().run(reference.optim_step_)
-    for x, y, z in zip(ours.written(), theirs.written(), truth.written(), strict=True):
+    for x, y, z, before in zip(ours.written(), theirs.written(), truth.written(), given_.written(), strict=True):
         if x.numel() == 0:
             continue
         y = y.reshape(x.shape)
@@ -160,9 +160,9 @@ def assert_accurate(given_: Case, ours: Case) -> None:
             single = max(error(y, z), torch.finfo(torch.float32).eps * float(z.abs().max()))
             assert error(x, z) <= 4 * single * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         elif x.dtype == torch.float64:  # a state that is computed in fp32
-            assert_as_accurate(x.float(), y.float(), z, factor=3.0)
+            assert_as_accurate(x.float(), y.float(), z, factor=3.0, before=before)
         elif x.is_floating_point():
-            assert_as_accurate(x, y, z, factor=3.0)
+            assert_as_accurate(x, y, z, factor=3.0, before=before)
         else:
             assert torch.equal(x, y)
     assert torch.equal(ours.skipped, truth.skipped)

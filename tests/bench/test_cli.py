@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, workloads
-from fusedtrain.bench.setting import ROOT
 
 from .conftest import Run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 ONE = "clip + AdamW, 148 tensors of 1"
 FAST = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")

@@ -16,8 +16,9 @@ from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.budgets import Budget
 from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
 from fusedtrain.bench.optim_step import OptimStep
-from fusedtrain.bench.setting import ROOT
 from fusedtrain.bench.timers import Wall
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 CPU = torch.device("cpu")
 SMALL = OptimStep("small", lambda: [(7,), (3, 2)])

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedtrain.bench.setting import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme_tables  # noqa: E402
