@@ -73,14 +73,14 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor], rounds: 
 
 def lanes(rng_state: Tensor, numel: int, start: int = 0) -> Tensor:
     """The 16-bit lanes of elements ``start`` to ``start + numel``, int64 (numel,), on the device of ``rng_state``."""
-    seed, offset = rng_state.unbind()
+    seed, offset = rng_state.split(1)  # not unbind and reshape, which vmap over no samples refuses
     first, last = start >> 3, (start + numel + 7) >> 3
     chunk = torch.arange(first, last, device=rng_state.device)
     block = (offset >> 2) & (2**62 - 1)  # the offset is unsigned
     counter = (block & _WORD, block >> 32, chunk & _WORD, chunk >> 32)
     words = philox4x32(tuple(c.expand_as(chunk) for c in counter), (seed & _WORD, (seed >> 32) & _WORD))
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack(halves, dim=-1).reshape(-1)[start - 8 * first :][:numel]
+    return torch.stack(halves, dim=-1).flatten()[start - 8 * first :][:numel]
 
 
 def keep_mask(rng_state: Tensor, threshold: int, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -197,8 +197,6 @@ def test_vmap_honours_randomness(backend: str, device: torch.device, call: Calla
 
 @pytest.mark.parametrize(("call", "width"), [(act_dropout, 4), (gated_act_dropout, 2)])
 def test_vmap_over_no_samples(backend: str, device: torch.device, call: Callable[..., Tensor], width: int) -> None:
-    if backend == "reference":
-        pytest.skip("torch's own rules for no samples refuse the operations of rng.lanes")
     x = torch.randn(3, 0, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
     states = torch.zeros(0, 2, dtype=torch.int64, device=device)
     y = torch.vmap(lambda x, s: call(x, "gelu", 0.5, rng_state=s, backend=backend), in_dims=(1, 0))(x, states)
