@@ -20,9 +20,10 @@ LONGER = {"fusedtrain/rules.py": 500}  # the specification is one list, and grow
 
 # What a module may import from the package, by the longest prefix of its name that has a row. Names without a row
 # (env, train, bench, integrations, __main__) are the top: they may import anything.
-BASE = {"fusedtrain.rules", "fusedtrain.rng", "fusedtrain.schemas"}
+BASE = {"fusedtrain.layout", "fusedtrain.rules", "fusedtrain.rng", "fusedtrain.schemas"}
 USERS = {f"fusedtrain.{name}" for name in ("checks", "functional", "clip", "dispatch", "distributed", "rules")}
 MAY_IMPORT = {
+    "fusedtrain.layout": set(),
     "fusedtrain.rules": set(),
     "fusedtrain.rng": set(),
     "fusedtrain.schemas": set(),
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "fusedtrain.distributed": set(),  # torch.distributed, for clip and optim
     "fusedtrain.nn": {*USERS, "fusedtrain.nn"},
     "fusedtrain.fuse": {*USERS, "fusedtrain.nn"},
-    "fusedtrain.optim": {*USERS, "fusedtrain.optim", "fusedtrain._plan"},
+    "fusedtrain.optim": {*USERS, "fusedtrain.layout", "fusedtrain.optim", "fusedtrain._plan"},
 }
 TRITON = {f"fusedtrain.backends.{path.stem}" for path in (PACKAGE / "backends").glob("triton_*.py")}
 """One backend in several modules, which may import one another."""

@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from fusedtrain import rules
+from fusedtrain import layout, rules
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 COUNTERS = frozenset({torch.float32, torch.float64, torch.int64})
@@ -25,26 +25,6 @@ def _shape(x: Tensor) -> str:
 
 def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def layout_of(x: Tensor) -> str:
-    """``"dense"`` (the elements fill one block of memory, in any order of dimensions), ``"gaps"`` or ``"overlap"``."""
-    if x.is_contiguous() or x.numel() == 0:
-        return "dense"
-    extent, gaps = 1, False
-    for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1):
-        if stride < extent:
-            return "overlap"
-        gaps |= stride > extent
-        extent += stride * (size - 1)
-    return "gaps" if gaps else "dense"
-
-
-def same_layout(x: Tensor, p: Tensor) -> bool:
-    """Whether two tensors of one shape have their elements in the same order of memory."""
-    if x.stride() == p.stride() or x.numel() < 2:
-        return True
-    return all(s == t or n == 1 for n, s, t in zip(x.shape, x.stride(), p.stride(), strict=True))
 
 
 def check_tensor(op: str, name: str, x: Tensor, device: torch.device) -> None:
@@ -113,10 +93,10 @@ def check_scaled(op: str, grads: Sequence[Tensor], norm: Tensor, max_norm: float
     _check_list(op, "grads", grads, grads[0].device)
     written = Written()
     for i, g in enumerate(grads):
-        layout = layout_of(g)
-        if layout == "overlap":
+        lies = layout.of(g)
+        if lies == "overlap":
             refuse(op, f"grads[{i}] has elements that share memory, as after expand(); pass a clone")
-        if layout == "dense":
+        if lies == "dense":
             written.add("grads", i, g)
     written.check(op)
 
@@ -140,7 +120,7 @@ def _check_like(op: str, name: str, xs: Sequence[Tensor], params: Sequence[Tenso
         p = params[i % n]
         if x.shape != p.shape:
             refuse(op, f"{name}[{i}] has shape {_shape(x)}; it must have that of params[{i % n}], {_shape(p)}")
-        if not same_layout(x, p):
+        if not layout.same(x, p):
             refuse(
                 op,
                 f"{name}[{i}] has other strides than params[{i % n}], both of shape {_shape(p)}; copy it with "
@@ -223,7 +203,7 @@ def check_step(
     for name, xs in (("params", params), ("grads", grads), ("states", states)):
         _check_list(op, name, xs, device)
     for i, p in enumerate(params):
-        if layout_of(p) != "dense":
+        if layout.of(p) != "dense":
             refuse(
                 op,
                 f"params[{i}] of shape {_shape(p)} is not dense in memory: it has gaps between its elements, or "

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedtrain import layout
 from fusedtrain.backends import triton_checks as checks
 from fusedtrain.backends.triton_cast import widened
 from fusedtrain.backends.triton_table import (
@@ -286,7 +287,7 @@ def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor
     if not tensors:
         return torch.zeros(()), torch.zeros(())
     device = tensors[0].device
-    groups = by_dtype([x if checks.layout_of(x) == "dense" else x.contiguous() for x in tensors])
+    groups = by_dtype([x if layout.of(x) == "dense" else x.contiguous() for x in tensors])
     norm = torch.empty((), dtype=torch.float64 if torch.float64 in groups else torch.float32, device=device)
     nonfinite = torch.empty((), device=device)
     blocks = _blocks(sum(x.numel() for x in tensors))

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedtrain import layout
 from fusedtrain.backends import triton_checks as checks
 from fusedtrain.backends.triton_cast import rounded, widened
 from fusedtrain.backends.triton_table import (
@@ -94,7 +95,7 @@ def clip_scale_(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
     if not grads:
         return
     device = grads[0].device
-    dense = [x if checks.layout_of(x) == "dense" else x.contiguous() for x in grads]
+    dense = [x if layout.of(x) == "dense" else x.contiguous() for x in grads]
     with current(device):
         for dtype, xs in by_dtype(dense).items():
             rows = runs(xs, BLOCK)

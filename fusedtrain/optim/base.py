@@ -20,14 +20,12 @@ from fusedtrain.optim.hyper import Group, Settings
 from fusedtrain.optim.work import Work
 from fusedtrain.rules import UPDATES, clip_coefficient
 
-_OWN = ("max_norm", "norm_type", "clip_value", "l1", "nonfinite")
-"""Keys that our parameter groups have and torch's have not."""
-
 
 class ClippedOptimizer(torch.optim.Optimizer):
     """Clip and step in one: unscale, look for non-finite gradients, clip by global norm and by value, decay, update.
 
-    ``.grad`` is only read. Nothing is waited for. Besides torch's arguments every subclass takes, by keyword:
+    ``.grad`` is only read. Nothing is waited for, except the value of a bound that is a tensor on a GPU. Besides
+    torch's arguments every subclass takes, by keyword:
 
     Args:
         max_norm: bound >= 0 of the norm of all gradients of all groups together, as ``clip_grad_norm_``. inf measures
@@ -57,7 +55,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
-    _reads: ClassVar[tuple[str, ...]] = ("lr", "maximize", *_OWN, "differentiable")
+    _reads: ClassVar[tuple[str, ...]] = ("lr", "maximize", *checkpoint.OWN_DEFAULTS, "differentiable")
     """Keys of a group that a step depends on; subclasses add theirs."""
     _get: ClassVar[Any]
     _state_keys: ClassVar[frozenset[str]] = frozenset()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedtrain import distributed
+from fusedtrain import distributed, layout
 from fusedtrain.distributed import Shards
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -49,7 +49,7 @@ class Work:
         """One parameter with its gradient and states, all checked; ``measured``: the gradient counts in the norm."""
         g = distributed.like(distributed.without_pending_sum(g), p)
         p_here, g_here = distributed.local(p), distributed.local(g)
-        plain = layout(p_here) == "dense" and not is_negated(p_here)
+        plain = layout.of(p_here) == "dense" and not is_negated(p_here)
         dense = p_here if plain else torch.empty_like(p_here).copy_(p_here)
         g_here = in_layout_of(g_here.resolve_neg() if is_negated(g_here) else g_here, dense)
         states_here = [distributed.local(s) for s in states]
@@ -129,31 +129,9 @@ def is_negated(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x.is_neg()
 
 
-def layout(x: Tensor) -> str:
-    """``"dense"`` (elements fill one block of memory, in any order of dimensions), ``"gaps"`` or ``"overlap"``."""
-    if x.is_contiguous() or x.numel() == 0:
-        return "dense"
-    extent, gaps = 1, False
-    for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1):
-        if stride < extent:
-            return "overlap"
-        gaps |= stride > extent
-        extent += stride * (size - 1)
-    return "gaps" if gaps else "dense"
-
-
-def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have their elements in the same order, dimensions of size 1 aside."""
-    if torch.compiler.is_compiling():  # dynamo compares symbolic sizes one by one only
-        return all(b.size(d) == 1 or a.stride(d) == b.stride(d) for d in range(b.dim()))
-    if a.stride() == b.stride() or a.numel() < 2:
-        return True
-    return all(s == t or n == 1 for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
-
-
 def in_layout_of(x: Tensor, p: Tensor) -> Tensor:
     """``x``, or a copy of it, with the strides of the dense ``p``."""
-    return x if same_layout(x, p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
+    return x if layout.same(x, p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
@@ -166,7 +144,7 @@ def fits(state: Tensor, p: Tensor) -> bool:
     if state.device != p.device or state.dtype.itemsize < state_dtype(p).itemsize:
         return False
     state, p = distributed.local(state), distributed.local(p)
-    return same_layout(state, p if layout(p) == "dense" else torch.empty_like(p, device="meta"))
+    return layout.same(state, p if layout.of(p) == "dense" else torch.empty_like(p, device="meta"))
 
 
 def check_pair(call: str, where: str, p: Tensor, g: Tensor) -> None:
@@ -188,7 +166,7 @@ def check_pair(call: str, where: str, p: Tensor, g: Tensor) -> None:
         raise RuntimeError(f"{call}: {where} is {tuple(p.shape)} but its gradient is {tuple(g.shape)}")
     if p.device != g.device:
         raise RuntimeError(f"{call}: {where} is on {p.device} but its gradient is on {g.device}")
-    if layout(distributed.local(p)) == "overlap":
+    if layout.of(distributed.local(p)) == "overlap":
         raise RuntimeError(
             f"{call}: {where} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), as after "
             "expand(): a step would write them more than once. Optimize the tensor it was expanded from, or a clone"
