@@ -140,11 +140,11 @@ def measure(hot: HotKernel, found: Compiled, disassembler: str, compiled: str, m
     loop = sass.main_loop(code, hot.loads, hot.stores, hot.doubles)
     if local:
         found.wrong.append(f"{hot.title}: {local} accesses to local memory")
-    if loop is None and found.architecture in hot.not_on:
-        return
     if loop is None:
         found.wrong.append(f"{hot.title}: no loop moves {hot.loads} + {hot.stores} bytes per element by vectors alone")
         return
+    if not loop.cost.wide_loads or (hot.stores and not loop.cost.wide_stores):
+        found.wrong.append(f"{hot.title}: no loads or no stores of 128 bits")
     total = loop.cost.total / loop.elements
     most = BUDGETS.get(found.architecture, float("inf")) * (hot.loads + hot.stores)
     if total > most:

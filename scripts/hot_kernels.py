@@ -12,9 +12,7 @@ BUDGETS = {"90": 7.75}
 @dataclass(frozen=True)
 class HotKernel:
     """A kernel by its title, file and name, and what it reads and writes for each element, in bytes. A kernel that only
-    reads is known by its instructions of doubles, too, as its bytes say nothing of the size of its elements. Where the
-    compiler has merged the main loop with that for gradients out of line, so that no way through it moves vectors
-    alone, it is not counted."""
+    reads is known by its instructions of doubles, too, as its bytes say nothing of the size of its elements."""
 
     title: str
     source: str
@@ -22,7 +20,6 @@ class HotKernel:
     loads: int
     stores: int
     doubles: int | None = None
-    not_on: tuple[str, ...] = ()
 
 
 ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "gelu_tanh": "GeluTanh", "silu": "Silu"}
@@ -30,7 +27,7 @@ ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "gelu_tanh": "GeluTanh", "silu": 
 HOT_KERNELS = [
     HotKernel("norm, fp32 gradients", "global_norm.cu", "norm_kernel<(Measure)1, StepRow>", 4, 0, doubles=1),
     HotKernel("AdamW, fp32", "optim_step.cu", "step_kernel<AdamW>", 16, 12),
-    HotKernel("AdamW, bf16 with fp32 states", "optim_step.cu", "step_kernel<AdamW>", 12, 10, not_on=("100", "120")),
+    HotKernel("AdamW, bf16 with fp32 states", "optim_step.cu", "step_kernel<AdamW>", 12, 10),
     *(
         HotKernel(f"{rule} forward, bf16", "act_dropout.cu", f"act_kernel<Forward<{name}, bf16>>", 2, 2)
         for rule, name in ACTIVATIONS.items()

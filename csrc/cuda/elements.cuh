@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "plan/dtype.h"
 
@@ -104,9 +106,43 @@ template <class T, int N>
 struct alignas(sizeof(T) * N < kVectorBytes ? sizeof(T) * N : kVectorBytes) Vector {
   T values[N];
 };
+
+// From sm_100 on nvcc 13 takes plain accesses apart where a kernel has many of them, so there they are asked for by
+// name, with the cache policies that are the default ones. Before, where it does not, that would make registers spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <class V>
+struct Whole {
+  using Bits = std::conditional_t<sizeof(V) % sizeof(int4) == 0, int4, int2>;
+  static constexpr int kParts = int(sizeof(V) / sizeof(Bits));
+  static_assert(sizeof(V) % sizeof(Bits) == 0, "a vector of less than 8 bytes");
+
+  static __device__ __forceinline__ V load(const V* x) {
+    Bits bits[kParts];
+#pragma unroll
+    for (int k = 0; k < kParts; ++k) bits[k] = __ldca(reinterpret_cast<const Bits*>(x) + k);
+    V v;
+    memcpy(&v, bits, sizeof v);
+    return v;
+  }
+  static __device__ __forceinline__ void store(V* x, const V& v) {
+    Bits bits[kParts];
+    memcpy(bits, &v, sizeof v);
+#pragma unroll
+    for (int k = 0; k < kParts; ++k) __stwb(reinterpret_cast<Bits*>(x) + k, bits[k]);
+  }
+};
+#else
+template <class V>
+struct Whole {
+  static __device__ __forceinline__ V load(const V* x) { return *x; }
+  static __device__ __forceinline__ void store(V* x, const V& v) { *x = v; }
+};
+#endif
+
 template <int N, class C, class T>
 __device__ __forceinline__ void load_vector(const T* x, C (&to)[N]) {
-  const Vector<T, N> v = *reinterpret_cast<const Vector<T, N>*>(x);
+  using V = Vector<T, N>;
+  const V v = Whole<V>::load(reinterpret_cast<const V*>(x));
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = widen<C>(v.values[k]);
 }
@@ -115,7 +151,7 @@ __device__ __forceinline__ void store_vector(T* x, const C (&from)[N]) {
   Vector<T, N> v;
 #pragma unroll
   for (int k = 0; k < N; ++k) v.values[k] = narrow<T>(from[k]);
-  *reinterpret_cast<Vector<T, N>*>(x) = v;
+  Whole<Vector<T, N>>::store(reinterpret_cast<Vector<T, N>*>(x), v);
 }
 
 inline bool is_aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % kVectorBytes == 0; }
