@@ -49,6 +49,9 @@ class ActDropout:
             return PEERS[provider].why_not(self.activation, self.p, self.gated, device)
         return None
 
+    def once(self) -> tuple[str, ...]:
+        return ()
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x, dy)``."""
         generator = torch.Generator(device).manual_seed(self.seed)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fusedtrain as ft
-from fusedtrain.bench import availability
+from fusedtrain.bench import availability, compiling
 from fusedtrain.bench.step_providers import OURS
 
 Function = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ def eager(activation: str, p: float, gated: bool) -> Function:
 
 
 def compiled(activation: str, p: float, gated: bool) -> Function:
-    return torch.compile(eager(activation, p, gated))
+    return compiling.compiled(eager(activation, p, gated))
 
 
 def liger(activation: str, p: float, gated: bool) -> Function:

@@ -29,6 +29,12 @@ def _told(console: Console) -> Iterator[None]:
     """Errors of the user's as one line, Ctrl-C as the exit status that a shell expects."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "fusedtrain":
+            raise
+        why = BenchError("this needs", error.name, "it is not installed", "pip install 'fusedtrain[bench]'")
+        console.print(f"error: {why}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(2) from None
     except BenchError as error:
         console.print(f"error: {error}", style="bold red", soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(2) from None

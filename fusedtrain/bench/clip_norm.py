@@ -79,6 +79,9 @@ class ClipNorm:
         n = count(self.shapes())
         return 4 * n * dtype.itemsize + 16 * n
 
+    def once(self) -> tuple[str, ...]:
+        return ()
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> list[Parameter]:
         return params_of(self._steps.inputs(device, dtype))
 

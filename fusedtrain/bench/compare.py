@@ -1,10 +1,11 @@
 """Two runs: what became faster, what slower, and what did not change as far as the timings can tell.
 
-Runs drift: one has a busier machine, or a cooler one, than the other. What is compared is therefore the ratio of a
-provider to its baseline within each round, which drifts far less than times. And a fresh process has its tensors
-elsewhere in memory, which makes ratios of one and the same program differ by a few per cent; a difference must be
-larger than that `MARGIN` to count, as `stats.beyond` tests, and unlikely at the level after Holm's correction for the
-number of rows.
+Machines drift: one has a busier minute, or a cooler one, than the other. What is compared is therefore the ratio of a
+provider to its baseline within each round, which drifts far less than times. It still drifts, and more slowly than the
+rounds of one visit follow each other: these are no independent witnesses. So a visit gives one value, the median of its
+rounds, and a difference between runs is held against how much the visits of each run differ: Welch's t test, with
+Holm's correction for the number of rows. A fresh process also has its tensors and its code elsewhere in memory, which
+makes ratios of one and the same program differ by a few per cent: only what is beyond that `MARGIN` counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from fusedtrain.bench import stats
 from fusedtrain.bench.errors import BenchError
-from fusedtrain.bench.measure import Row, ratios, timed
+from fusedtrain.bench.measure import Row, by_visit, ratios, timed
 from fusedtrain.bench.results import Results
 
 LEVEL = 0.05
@@ -35,6 +36,9 @@ class Change:
     """One of the four above."""
     factor: float | None = None
     """How many times as fast as before, in the ratio to the baseline."""
+    low: float | None = None
+    high: float | None = None
+    """The 95 % interval of it, for this row alone: what a verdict of no change leaves possible."""
     p_value: float | None = None
     """Adjusted for the number of rows."""
     reason: str = ""
@@ -83,10 +87,12 @@ def changes(before: Results, after: Results, level: float = LEVEL, margin: float
                     untold.append(Change(now["name"], provider, NEITHER, reason=f"it was timed only {when}"))
                 continue
             tested.append((now, provider, *_logarithms(was, now, provider)))
-    tested, few = _with_enough_rounds(tested, level)
-    raw = [stats.beyond(a, b, math.log1p(margin)) for _, _, a, b in tested]
+    tested, few = _with_enough_visits(tested)
+    shifts = [stats.shift(a, b) for _, _, a, b in tested]
+    adjusted = stats.holm([one.beyond(math.log1p(margin)) for one in shifts])
     verdicts = [
-        _change(row, provider, a, b, p, level) for (row, provider, a, b), p in zip(tested, stats.holm(raw), strict=True)
+        _change(row, provider, one, p, level)
+        for (row, provider, _, _), one, p in zip(tested, shifts, adjusted, strict=True)
     ]
     return verdicts + few + untold
 
@@ -94,16 +100,16 @@ def changes(before: Results, after: Results, level: float = LEVEL, margin: float
 Tested = tuple[Row, str, list[float], list[float]]
 
 
-def _with_enough_rounds(tested: list[Tested], level: float) -> tuple[list[Tested], list[Change]]:
-    """Those whose rounds could show a change, if there was one, and the verdict on the others: a test that can never
-    reject would call everything unchanged."""
+def _with_enough_visits(tested: list[Tested]) -> tuple[list[Tested], list[Change]]:
+    """Those whose visits tell how much a figure wanders, and the verdict on the others."""
     enough, few = [], []
     for row, provider, a, b in tested:
-        if stats.least_p_value(len(a), len(b)) * len(tested) < level:
+        if min(len(a), len(b)) >= stats.LEAST_BLOCKS:
             enough.append((row, provider, a, b))
         else:
-            reason = f"too few rounds, {len(a)} and {len(b)}, for {len(tested)} rows at {level:g}"
-            few.append(Change(row["name"], provider, NEITHER, math.exp(stats.shift(a, b)), reason=reason))
+            reason = f"too few visits, {len(a)} and {len(b)}"
+            factor = math.exp(stats.median(b) - stats.median(a))
+            few.append(Change(row["name"], provider, NEITHER, factor, reason=reason))
     return enough, few
 
 
@@ -112,17 +118,20 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _logarithms(was: Row, now: Row, provider: str) -> tuple[list[float], list[float]]:
-    """Of the ratio to the baseline, round by round; of the speed itself if a run has no baseline."""
+    """Of the ratio to the baseline, visit by visit; of the speed itself if a run has no baseline."""
     base = now["baseline"]
     if timed(was, base) and timed(now, base):
         of_rounds = [ratios(row, provider, base) for row in (was, now)]
     else:
         of_rounds = [[1 / s for s in row["providers"][provider]["seconds"]] for row in (was, now)]
-    a, b = ([math.log(r) for r in one] for one in of_rounds)
+    a, b = (
+        [math.log(stats.median(visit)) for visit in by_visit(row, values)]
+        for row, values in zip((was, now), of_rounds, strict=True)
+    )
     return a, b
 
 
-def _change(row: Row, provider: str, a: list[float], b: list[float], p: float, level: float) -> Change:
-    factor = math.exp(stats.shift(a, b))
+def _change(row: Row, provider: str, shift: stats.Shift, p: float, level: float) -> Change:
+    factor, low, high = (math.exp(value) for value in (shift.by, *shift.interval()))
     verdict = SAME if p >= level else FASTER if factor > 1 else SLOWER
-    return Change(row["name"], provider, verdict, factor, p)
+    return Change(row["name"], provider, verdict, factor, low, high, p)

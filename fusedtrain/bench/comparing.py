@@ -27,14 +27,17 @@ def show(paths: tuple[Path, Path], force: bool, level: float, margin: float, con
         raise BenchError("compare", f"{paths[0]} {paths[1]}", "they have no row in common", "Name runs of one suite")
     table = Table(
         title=f"{before.get('commit') or '?':.12} to {after.get('commit') or '?':.12}",
-        caption=f"speed: in the ratio to the row's baseline. A difference of up to {margin:.0%} counts as none; "
-        f"p-values are for all {len(found)} rows together, level {level:g}.",
+        caption="speed: in the ratio to the row's baseline, and its 95 % interval: what a verdict of no change leaves "
+        f"possible. A difference of up to {margin:.0%} counts as none; p-values are for all {len(found)} rows "
+        f"together, level {level:g}.",
     )
     for column, justify in (("workload", "left"), ("provider", "left"), ("speed", "right"), ("p", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_column("")
     for change in found:
         speed = "" if change.factor is None else f"{change.factor:.3f}x"
+        if change.low is not None:
+            speed += f" ({change.low:.2f} to {change.high:.2f})"
         p = "" if change.p_value is None else f"{change.p_value:.3f}"
         verdict = f"[{_STYLES[change.verdict]}]{change.verdict}" + (f": {change.reason}" if change.reason else "")
         table.add_row(change.workload, change.provider, speed, p, verdict)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusedtrain.bench import stats
-from fusedtrain.bench.measure import Row, ratios, reason, timed
+from fusedtrain.bench.measure import Row, by_visit, ratios, reason, timed
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,12 @@ def figure(row: Row, provider: str, copy_bandwidth: float | None) -> Figure:
     seconds = statistics.median(found["seconds"])
     low, high = stats.spread(found["seconds"])
     told |= {"seconds": seconds, "low": low, "high": high, **{key: found.get(key) for key in _OBSERVED}}
-    copy_bandwidth = row.get("copy_bandwidth", copy_bandwidth)
     if row["bytes"] and copy_bandwidth:
         told["share_of_copy"] = row["bytes"] / seconds / copy_bandwidth
     if provider != row["baseline"] and timed(row, row["baseline"]):
         of_rounds = ratios(row, provider, row["baseline"])
         told["ratio"] = statistics.median(of_rounds)
-        told["ratio_low"], told["ratio_high"] = stats.median_interval(of_rounds)
+        told["ratio_low"], told["ratio_high"] = stats.median_interval(by_visit(row, of_rounds))
     return Figure(**told)
 
 

@@ -14,6 +14,8 @@ from fusedtrain.bench.measure import Row, timed
 
 _LEAST = 4
 """Points below which three parameters say nothing."""
+_STEEPEST = 3.0
+"""The largest exponent that is looked for: where it is found, one point stands out and the others are flat."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Fit:
 
 def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit | None:
     """Least squares of the logarithms, so that every point counts alike, whatever its size; a >= 0, b > 0,
-    0 <= k <= 3. None with fewer than four sizes."""
+    0 <= k <= 3. None with fewer than four sizes, or if no such law describes them: the best one has the largest k."""
     if len(set(sizes)) < _LEAST:
         return None
     from scipy.optimize import OptimizeWarning, curve_fit
@@ -46,7 +48,7 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit | None:
         return np.log(a + np.exp(log_b) * x**k)
 
     start = (0.5 * t.min(), float(np.log(t.max() / n.max())), 1.0)
-    bounds = ([0.0, -80.0, 0.0], [float(t.min()), 20.0, 3.0])
+    bounds = ([0.0, -80.0, 0.0], [float(t.min()), 20.0, _STEEPEST])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
@@ -54,6 +56,8 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit | None:
         except RuntimeError:  # no convergence: there is no law of this form
             return None
     a, log_b, k = (float(value) for value in found)
+    if k > 0.99 * _STEEPEST:
+        return None
     error = float(np.sqrt(covariance[2, 2]))
     misfit = float(np.max(np.abs(np.expm1(np.log(t) - law(n, a, log_b, k)))))
     return Fit(a, float(np.exp(log_b)), k, error if np.isfinite(error) else None, misfit)
@@ -74,5 +78,6 @@ def of_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             law = fit([n for n, _ in points], [t for _, t in points]) if points else None
             told: dict[str, Any] = {"axis": axis, "provider": provider, "points": len(points)}
             if points:
-                found.append({**told, **(asdict(law) if law else {"why_not": "too few points for a law"})})
+                why = "too few points for a law" if len(points) < _LEAST else "no law of this form describes the points"
+                found.append({**told, **(asdict(law) if law else {"why_not": why})})
     return found

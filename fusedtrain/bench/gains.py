@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -18,13 +19,15 @@ import fusedtrain as ft
 from fusedtrain.bench import factory, stats
 from fusedtrain.bench.act_dropout import ActDropout, named
 from fusedtrain.bench.act_providers import PLAIN
-from fusedtrain.bench.measure import FEWEST, Row, median_seconds, ratios, timed
+from fusedtrain.bench.measure import Row, by_visit, median_seconds, ratios, timed
 from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.step_providers import OURS
 from fusedtrain.bench.train_step import TrainStep, shapes_of
 from fusedtrain.bench.workload import Workload
 from fusedtrain.nn import ActDropout as Fused
 
+_FEWEST = 8
+"""Steps whose parts are timed, however long they take."""
 Site = tuple[str, float, tuple[int, int], torch.dtype]
 """Activation, probability, (rows, width) of the tensor, its dtype."""
 
@@ -49,11 +52,11 @@ def sites_of(path: str, dtype: torch.dtype | None = None) -> dict[Site, int]:
     return dict(seen)
 
 
-def workloads(path: str, dtype: torch.dtype = torch.float32) -> list[Workload]:
+def workloads(path: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Workload]:
     """The step on the model, clip + AdamW on its parameters, and each of its activations with a dropout."""
-    acts: list[Workload] = [act for act, _ in _acts(path, dtype)]
-    step = OptimStep(f"clip + AdamW, {path}", lambda: shapes_of(path), host_bound=True, dtype=dtype)
-    return [TrainStep(f"train, {path}", path, dtype=dtype), step, *acts]
+    acts: list[Workload] = [dataclasses.replace(act, seed=seed) for act, _ in _acts(path, dtype)]
+    step = OptimStep(f"clip + AdamW, {path}", lambda: shapes_of(path), host_bound=True, dtype=dtype, seed=seed)
+    return [TrainStep(f"train, {path}", path, dtype=dtype, seed=seed), step, *acts]
 
 
 def _acts(path: str, dtype: torch.dtype) -> list[tuple[ActDropout, int]]:
@@ -77,29 +80,30 @@ class Share:
         return self.forward + self.backward + self.update
 
 
-def of_model(
-    path: str, device: torch.device, rows: Sequence[Row], rounds: int, limit: float, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Shares of a step, the gain that they let expect, and the measured one, with the rows of `workloads` at hand.
+def of_model(whole: TrainStep, device: torch.device, rows: Sequence[Row], rounds: int, limit: float) -> dict[str, Any]:
+    """Shares of a step, the gain that they let expect, and the measured one, with the rows of `workloads` at hand, of
+    which ``whole`` is the first.
 
     Returns:
         ``model``; ``ours``, the provider; ``stock`` and ``fused``: seconds of ``forward``, ``backward`` and ``update``;
         ``sites``; ``share_update`` and ``share_act`` of the stock step; ``expected`` and ``measured``: how many times
         as long the stock step takes, and ``measured_interval``. Or ``why_not``.
     """
+    path, dtype = whole.path, whole.dtype
     by_name = {row["name"]: row for row in rows}
-    whole, step, *_ = workloads(path, dtype)
+    _, step, *_ = workloads(path, dtype)
     row = by_name.get(whole.name)
     ours = next((p for p in OURS if row is not None and timed(row, p) and p != "fusedtrain-reference"), None)
     if row is None or ours is None or not timed(row, whole.baseline):
         return {"model": path, "why_not": "its training step was not measured"}
-    stock, fused, sites = _phases(path, device, dtype, (whole.baseline, ours), rounds, limit)
-    update = by_name[step.name]
-    saved = median_seconds(update, step.baseline) - median_seconds(update, ours) if _both(update, step, ours) else 0.0
-    spent = 0.0
+    stock, fused, sites = _phases(whole, device, (whole.baseline, ours), rounds, limit)
+    update = by_name.get(step.name)
+    saved = spent = 0.0
+    if update is not None and _both(update, step, ours):
+        saved = median_seconds(update, step.baseline) - median_seconds(update, ours)
     for act, calls in _acts(path, dtype):
-        found = by_name[act.name]
-        if _both(found, act, ours):
+        found = by_name.get(act.name)
+        if found is not None and _both(found, act, ours):
             spent += calls * median_seconds(found, act.baseline)
             saved += calls * (median_seconds(found, act.baseline) - median_seconds(found, ours))
     of_rounds = ratios(row, ours, whole.baseline)
@@ -114,7 +118,7 @@ def of_model(
         "share_act": spent / stock.step,
         "expected": stock.step / max(stock.step - saved, 1e-12),
         "measured": stats.median(of_rounds),
-        "measured_interval": list(stats.median_interval(of_rounds)),
+        "measured_interval": list(stats.median_interval(by_visit(row, of_rounds))),
     }
 
 
@@ -123,15 +127,14 @@ def _both(row: Row, workload: Workload, ours: str) -> bool:
 
 
 def _phases(
-    path: str, device: torch.device, dtype: torch.dtype, sides: tuple[str, str], rounds: int, limit: float
+    step: TrainStep, device: torch.device, sides: tuple[str, str], rounds: int, limit: float
 ) -> tuple[Share, Share, list[str]]:
     """Both sides, step by step in turn."""
-    step = TrainStep("", path, dtype=dtype)
-    made = [step.phases(side, device, dtype) for side in sides]
+    made = [step.phases(side, device, step.dtype) for side in sides]
     seconds: list[list[list[float]]] = [[], []]
     began = time.monotonic()
     for turn in range(rounds + 1):
-        if turn > FEWEST and time.monotonic() - began > limit:
+        if turn > _FEWEST and time.monotonic() - began > limit:
             break
         for phases, found in zip(made, seconds, strict=True):
             t = [timer()]

@@ -1,7 +1,8 @@
-"""One row: every provider of a workload checked against fp64, then all of them timed in turn."""
+"""One row: every provider of a workload checked against fp64, then all of them timed in turn, in several visits."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -16,8 +17,133 @@ from fusedtrain.bench.workload import Call, Workload
 
 Row = dict[str, Any]
 Told = Callable[[], None]
-FEWEST = 8
-"""Rounds, below which a comparison of two runs can tell nothing."""
+
+
+class Measurement:
+    """One row in the making: `check` it once, then `visit` it as often as there is time.
+
+    The rounds of one visit lie within seconds of each other, and a machine that is slow for a while is slow for all of
+    them. Visits that lie far apart tell how much a figure wanders, which the rounds of one visit cannot; and each makes
+    tensors and optimizers anew, for where these come to lie in memory is a part of a timing too. Between visits nothing
+    of the workload is alive.
+
+    Args:
+        providers: those to compare, by default all that it has.
+        dtype: of the tensors, by default the workload's.
+        observed: also count launches, the host's time and memory.
+        told: is called after each check and each timing.
+
+    Attributes:
+        row: what JSON can hold: ``name``, ``suite``, ``baseline``, ``device``, ``dtype``, ``clock``, ``bytes``, the
+            facts of the workload, ``visits``, which are the numbers of their rounds, and ``providers``. Each of these
+            has ``why_not`` if it cannot run here, ``failed`` if it raised, ``wrong`` if its result is not right, and
+            then no time; else ``seconds``, a list with an entry per round, ``max_error`` against fp64 and what was
+            observed. A row that does not fit into the memory has ``why_not`` itself, and no providers.
+
+    Raises:
+        ValueError: a provider that the workload does not have.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        device: torch.device,
+        clock: Clock,
+        *,
+        providers: Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        observed: bool = True,
+        told: Told = lambda: None,
+    ) -> None:
+        self._workload, self._device, self._clock, self._told = workload, device, clock, told
+        self._dtype = workload.dtype if dtype is None else dtype
+        self._observed = observed
+        names = workload.providers() if providers is None else list(providers)
+        self._found = {name: _refusal(workload, name, device, self._dtype) for name in names}
+        self.row: Row = {
+            "name": workload.name,
+            "suite": workload.suite,
+            "baseline": workload.baseline,
+            "device": str(device),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "clock": getattr(clock, "name", type(clock).__name__),
+            "bytes": workload.bytes(self._dtype),
+            **workload.facts(),
+            "visits": [],
+            "providers": self._found,
+        }
+
+    @property
+    def _able(self) -> list[str]:
+        """Those whom nothing has stopped so far."""
+        return [name for name, found in self._found.items() if not found.keys() & {"why_not", "wrong", "failed"}]
+
+    def check(self) -> None:
+        """Checks every provider that can run here, if there is room for them."""
+        able = self._able
+        no_room = memory.refusal(self._workload.needs(self._dtype, len(able)), self._device) if able else None
+        if no_room:
+            self._found.clear()
+            self.row["why_not"] = no_room
+        for name in self._able:
+            self._found[name] |= _check(self._workload, name, self._device, self._dtype)
+            self._told()
+
+    def visit(self, rounds: int, limit: float = math.inf) -> None:
+        """Times every provider once in each of so many rounds, so that what else the machine does then touches all
+        alike. No further round is begun ``limit`` seconds after the first one."""
+        calls = self._prepare()
+        if not calls:
+            return
+        self.row["visits"].append(0)
+        began = time.monotonic()
+        for done in range(rounds):
+            if done and time.monotonic() - began > limit:
+                break
+            self._round(calls)
+
+    def _round(self, calls: dict[str, Call]) -> None:
+        timings: dict[str, float] = {}
+        for name in list(calls):
+            try:
+                timings[name] = self._clock.seconds(calls[name], self._found[name]["calls_per_timing"])
+            except Exception as error:  # of one provider: the others still have a row
+                self._found[name] = _failed(error)
+                del calls[name]
+            self._told()
+        # A round that is interrupted counts for nobody: all have the same ones.
+        for name, seconds in timings.items():
+            self._found[name]["seconds"].append(seconds)
+        self.row["visits"][-1] += 1
+
+    def _prepare(self) -> dict[str, Call]:
+        """The calls of one visit, warmed up; observed, if it is the first."""
+        first = not self.row["visits"]
+        names = [name for name in self._able if first or name not in self._workload.once()]
+        calls: dict[str, Call] = {}
+        try:
+            inputs = self._workload.inputs(self._device, self._dtype) if names else None
+        except Exception as error:
+            self._found.update({name: _failed(error) for name in names})
+            return {}
+        for name in names:
+            try:
+                call = self._workload.make(name, self._device, self._dtype, inputs)
+                if first:
+                    self._found[name] |= {"calls_per_timing": self._clock.repeats(call), "seconds": []}
+                else:
+                    call()  # optimizers make their states in their first step
+                calls[name] = call
+            except Exception as error:
+                self._found[name] = _failed(error)
+        if first and self._observed:
+            for name in list(calls):
+                try:
+                    self._found[name] |= _observe(self._workload, name, calls[name], self._device, self._dtype)
+                except Exception as error:
+                    self._found[name] = _failed(error)
+                    del calls[name]
+        return calls
 
 
 def measure(
@@ -29,76 +155,13 @@ def measure(
     dtype: torch.dtype | None = None,
     rounds: int = 5,
     observed: bool = True,
-    setups: int = 1,
     limit: float = math.inf,
-    fewest: int = FEWEST,
-    told: Told = lambda: None,
 ) -> Row:
-    """Measures a workload.
-
-    Args:
-        providers: those to compare, by default all that it has.
-        dtype: of the tensors, by default the workload's.
-        rounds: each times every provider once, so that what else the machine does then touches all alike.
-        observed: also count launches, the host's time and memory.
-        setups: how often tensors and optimizers are made anew during the rounds: where they come to lie in memory is a
-            part of a timing that more rounds alone do not average out.
-        limit: seconds after which no further round is begun, once there are ``fewest``.
-        told: is called after each check and each timing; what it raises stops the row.
-
-    Returns:
-        What JSON can hold: ``name``, ``suite``, ``baseline``, ``device``, ``dtype``, ``clock``, ``bytes``, the facts of
-        the workload, and ``providers``. Each of these has ``why_not`` if it cannot run here, ``failed`` if it raised,
-        ``wrong`` if its result is not right, and then no time; else ``seconds``, a list with an entry per round,
-        ``max_error`` against fp64 and what was observed. A row that does not fit into the memory has ``why_not``
-        itself, and no providers.
-
-    Raises:
-        ValueError: a provider that the workload does not have.
-    """
-    dtype = workload.dtype if dtype is None else dtype
-    names = workload.providers() if providers is None else list(providers)
-    found: dict[str, dict[str, Any]] = {name: _refusal(workload, name, device, dtype) for name in names}
-    row: Row = {
-        "name": workload.name,
-        "suite": workload.suite,
-        "baseline": workload.baseline,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "clock": getattr(clock, "name", type(clock).__name__),
-        "bytes": workload.bytes(dtype),
-        **workload.facts(),
-    }
-    able = [name for name, verdict in found.items() if not verdict]
-    no_room = memory.refusal(workload.needs(dtype, len(able)), device) if able else None
-    if no_room:
-        return {**row, "why_not": no_room, "providers": {}}
-    for name in able:
-        found[name] = _check(workload, name, device, dtype)
-        told()
-    right = [name for name in able if "max_error" in found[name] or not found[name]]
-    spent, done = 0.0, 0
-    for part in _parts(rounds, setups):
-        calls = _prepare(workload, [n for n in right if "failed" not in found[n]], device, dtype, clock, found)
-        if observed and any("host_seconds" not in found[name] for name in calls):
-            for name, (call, _) in calls.items():
-                found[name] |= _observe(workload, name, call, device, dtype)
-        for _ in range(part):
-            if done >= fewest and spent > limit:
-                break
-            done, began = done + 1, time.monotonic()
-            for name, (call, repeats) in calls.items():
-                found[name]["seconds"].append(clock.seconds(call, repeats))
-                told()
-            spent += time.monotonic() - began
-        del calls
-    return {**row, "providers": found}
-
-
-def _parts(rounds: int, setups: int) -> list[int]:
-    """The rounds of each set-up, as even as can be and none empty."""
-    setups = max(1, min(setups, rounds))
-    return [rounds // setups + (i < rounds % setups) for i in range(setups)]
+    """The row of a `Measurement` of one visit."""
+    one = Measurement(workload, device, clock, providers=providers, dtype=dtype, observed=observed)
+    one.check()
+    one.visit(rounds, limit)
+    return one.row
 
 
 def _first_line(error: BaseException) -> str:
@@ -127,37 +190,9 @@ def _check(workload: Workload, provider: str, device: torch.device, dtype: torch
     return {} if accuracy is None else {"max_error": accuracy.error, "max_error_of_torch": accuracy.theirs}
 
 
-def _prepare(
-    workload: Workload,
-    providers: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-    clock: Clock,
-    found: dict[str, dict[str, Any]],
-) -> dict[str, tuple[Call, int]]:
-    """The calls of one set-up, warmed up, and how often a timing repeats each. Notes in ``found`` which fail."""
-    calls: dict[str, tuple[Call, int]] = {}
-    inputs = workload.inputs(device, dtype) if providers else None
-    for name in providers:
-        try:
-            call = workload.make(name, device, dtype, inputs)
-            repeats = found[name].get("calls_per_timing")
-            if repeats is None:
-                repeats = clock.repeats(call)
-            else:
-                call()  # optimizers make their states in their first step
-            calls[name] = call, repeats
-        except Exception as error:
-            found[name] = _failed(error)
-            continue
-        found[name].setdefault("calls_per_timing", repeats)
-        found[name].setdefault("seconds", [])
-    return calls
-
-
 def _observe(workload: Workload, provider: str, call: Call, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    seen: dict[str, Any] = {"host_seconds": observe.host_seconds(call)}
-    kernels, seen["peak_bytes"] = observe.launches_and_peak(call)
+    seen: dict[str, Any] = {"host_seconds": observe.host_seconds(call, device)}
+    kernels, seen["peak_bytes"] = observe.launches_and_peak(call, device)
     if device.type == "cuda":
         seen["launches"] = sum(kernels.values())
         if len(kernels) <= 8:
@@ -186,9 +221,16 @@ def median_seconds(row: Row, provider: str) -> float:
 
 
 def ratios(row: Row, ours: str, theirs: str) -> list[float]:
-    """Of every round: how many times as long theirs takes."""
-    pairs = zip(row["providers"][ours]["seconds"], row["providers"][theirs]["seconds"], strict=True)
+    """Of every round that both have: how many times as long theirs takes."""
+    pairs = zip(row["providers"][ours]["seconds"], row["providers"][theirs]["seconds"], strict=False)
     return [b / a for a, b in pairs]
+
+
+def by_visit(row: Row, values: Sequence[float]) -> list[list[float]]:
+    """The values of rounds, from the first on, as the visits that they are of."""
+    ends = list(itertools.accumulate(row.get("visits") or [len(values)]))
+    parts = [list(values[begin:end]) for begin, end in itertools.pairwise([0, *ends])]
+    return [part for part in parts if part]
 
 
 def bandwidth(row: Row, provider: str) -> float:

@@ -50,8 +50,12 @@ class OptimStep:
         if provider in OURS:
             return availability.backend_refusal(OURS[provider], device, dtype, "adamw")
         if provider in PEERS:
-            return PEERS[provider].why_not(device)
+            return PEERS[provider].why_not(device, self.shapes())
         return None
+
+    def once(self) -> tuple[str, ...]:
+        """A graph of hundreds of tensors is compiled for the very tensors of its optimizer."""
+        return ("torch-compiled",)
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Groups:
         """The parameters in their groups, with gradients: the same numbers for every provider of one device."""

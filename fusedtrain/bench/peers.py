@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from fusedtrain.bench import availability
+from fusedtrain.bench.shapes import Shapes
 from fusedtrain.bench.workload import Call
 
 BETAS, EPS, LR, WEIGHT_DECAY, MAX_NORM = (0.9, 0.95), 1e-8, 3e-4, 0.1, 1.0
@@ -92,10 +93,19 @@ class Peer:
     make: Make
     only: str | None = None
     """The only type of device that it runs on."""
+    most_tensors: int | None = None
+    most_shapes: int | None = None
+    """Beyond which it compiles for many minutes before its first step."""
 
-    def why_not(self, device: torch.device) -> str | None:
+    def why_not(self, device: torch.device, shapes: Shapes) -> str | None:
         if self.only is not None and device.type != self.only:
             return f"runs on {self.only} only"
+        for most, found, what in (
+            (self.most_tensors, len(shapes), "tensors"),
+            (self.most_shapes, len(set(shapes)), "different shapes"),
+        ):
+            if most is not None and found > most:
+                return f"compiles for many minutes: is measured on up to {most} {what}, here are {found}"
         return availability.import_refusal(self.module)
 
 
@@ -106,7 +116,7 @@ PEERS: dict[str, Peer] = {
     "deepspeed-cpu": Peer(
         "deepspeed.ops.adam", clip_then(_stepper("deepspeed.ops.adam", "DeepSpeedCPUAdam", adamw_mode=True)), "cpu"
     ),
-    "torchao": Peer("torchao.optim", clip_then(_stepper("torchao.optim", "_AdamW"))),
+    "torchao": Peer("torchao.optim", clip_then(_stepper("torchao.optim", "_AdamW")), most_tensors=2000, most_shapes=20),
     "bitsandbytes": Peer("bitsandbytes", clip_then(_stepper("bitsandbytes.optim", "AdamW32bit"))),
     "optimi": Peer("optimi", clip_then(_stepper("optimi", "AdamW"))),
     # Without its compressed states and master weights; its fused path is of Triton.
@@ -116,7 +126,7 @@ PEERS: dict[str, Peer] = {
             _stepper("flashoptim", "FlashAdamW", quantize=False, master_weight_bits=None, fused=groups[0][0].is_cuda)
         )(groups),
     ),
-    "heavyball": Peer("heavyball", _heavyball),
+    "heavyball": Peer("heavyball", _heavyball, most_tensors=64),
     "apex": Peer("apex.optimizers", _apex, "cuda"),
     "transformer_engine": Peer(
         "transformer_engine.pytorch.optimizers",

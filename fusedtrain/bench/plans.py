@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fusedtrain.bench import gains, ranks, selection
+from fusedtrain.bench import selection
 from fusedtrain.bench.errors import BenchError, unknown
 from fusedtrain.bench.results import check_writable
 from fusedtrain.bench.run import Plan
-from fusedtrain.bench.selection import DTYPES, Item, Wanted
-
-_NEEDED = {"numpy": "statistics", "rich": "tables", "psutil": "the memory that is free"}
+from fusedtrain.bench.selection import Item, Wanted
+from fusedtrain.bench.train_step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,11 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
     Raises:
         BenchError: whatever of it cannot be.
     """
-    missing = [f"{name} ({why})" for name, why in _NEEDED.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BenchError("run", None, f"it needs {', '.join(missing)}", "pip install 'fusedtrain[bench]'")
     device = device_of(wanted.device)
     if timing.cudagraph and device.type != "cuda":
         raise BenchError("--cudagraph", None, f"there are no CUDA graphs on {device}", "Choose --device cuda")
-    items = _items(wanted)
+    items = selection.items(wanted) if wanted.model is None else selection.of_model(wanted.model, wanted)
+    ranks = selection.ranks(wanted)
     if outputs.fail_under is not None and not any(_comparable(item) for item in items):
         reason = "no row has one of ours beside its baseline"
         raise BenchError("--fail-under", outputs.fail_under, reason, "Leave --providers out, or add the baselines")
@@ -82,7 +78,6 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
     quick = wanted.quick
     # Where other programs run, two threads wait for each other longer than they work; the quick look is to be steady.
     threads = timing.threads or (1 if quick else torch.get_num_threads())
-    scaled = "scaling" in wanted.suites and not wanted.workloads and device.type == "cpu"
     options = {
         "suites": list(wanted.suites),
         "device": wanted.device,
@@ -108,25 +103,17 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
         copy_bytes=2**27 if quick and device.type == "cpu" else None,
         cudagraph=timing.cudagraph,
         keep_going=outputs.keep_going,
-        model=wanted.model,
-        ranks=(() if not scaled else ranks.RANKS[:2] if quick else ranks.RANKS),
+        model=_whole(items) if wanted.model is not None else None,
+        ranks=ranks,
         csv=outputs.csv,
         markdown=outputs.markdown,
         fail_under=outputs.fail_under,
     )
 
 
-def _items(wanted: Wanted) -> list[Item]:
-    if wanted.model is None:
-        return selection.items(wanted)
-    for name in wanted.suites:
-        if name != "model":
-            raise BenchError("--model", wanted.model, f"it is measured as a whole, not for {name}", "Leave SUITE out")
-    if wanted.dtype is not None and wanted.dtype not in DTYPES:
-        raise unknown("--dtype", wanted.dtype, "dtype", DTYPES)
-    chosen = gains.workloads(wanted.model, DTYPES[wanted.dtype or "fp32"])
-    only = selection.providers(wanted.providers)
-    return [Item(w, selection.of_workload(w, only, quick=True)) for w in chosen]
+def _whole(items: list[Item]) -> TrainStep | None:
+    """The training step of the user's model, if any of the chosen providers has one."""
+    return next((item.workload for item in items if isinstance(item.workload, TrainStep)), None)
 
 
 def _comparable(item: Item) -> bool:

@@ -37,6 +37,11 @@ class Watch:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
 
+    def note(self, line: str) -> None:
+        """Prints it where there is no bar that says it."""
+        if self._bar is None:
+            self.show([line])
+
     def show(self, lines: Sequence[str]) -> None:
         """Prints what was found, and in a pipe how long the rest will take."""
         left = "" if self._bar is not None or not self.done else f"  [{self.done}/{self.total}, {self._left()} left]"

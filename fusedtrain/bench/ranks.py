@@ -7,6 +7,8 @@ import queue
 import socket
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,58 +24,87 @@ from fusedtrain.bench.measure import Row
 from fusedtrain.bench.peers import MAX_NORM, SETTINGS
 from fusedtrain.bench.workload import Call
 
-RANKS = (1, 2, 4)
 ELEMENTS, TENSORS = 2**20, 16
 _SECONDS_TO_START = 120.0
 OURS, THEIRS = "fusedtrain-cpu", "torch-fused"
+PROVIDERS = (OURS, THEIRS)
 
 
-def measure(ranks: int, rounds: int, seconds: float, limit: float) -> Row:
-    """A row as `measure.measure` makes it, of the CPU: the slowest rank's time of each round. Every process has one
-    thread, so that on a machine with fewer cores than ranks they wait for each other."""
-    row: Row = {
-        "name": f"scaling, ranks: {ranks}",
-        "suite": "scaling",
-        "baseline": THEIRS,
-        "device": "cpu",
-        "dtype": "float32",
-        "clock": "wall",
-        "bytes": 0,
-        "tensors": TENSORS,
-        "elements": ELEMENTS,
-        "axis": "ranks",
-        "value": ranks,
-        "providers": {},
-    }
-    if not (dist.is_available() and dist.is_gloo_available()):
-        return {**row, "why_not": "torch was built without gloo"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    outcome = context.Queue()
-    arguments = (ranks, port, rounds, seconds, min(limit, 60.0), outcome)
-    processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    try:
-        found = outcome.get(timeout=_SECONDS_TO_START + min(limit, 60.0) * 2)
-    except queue.Empty:
-        found = {"why_not": f"{ranks} processes were not done in time"}
-    for process in processes:
-        process.join(10)
-        if process.is_alive():
-            process.kill()
-    return {**row, **found}
+@dataclass(frozen=True)
+class Ranks:
+    """So many processes that share the parameters."""
+
+    count: int
+    providers: tuple[str, ...] = PROVIDERS
+    """Those to be told of."""
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"scaling, ranks: {self.count}"
+
+    def measure(self, rounds: int, seconds: float, limit: float) -> Row:
+        """A row as `measure.measure` makes it, of the CPU: the slowest rank's time of each round. Every process has
+        one thread, so that on a machine with fewer cores than ranks they wait for each other."""
+        row: Row = {
+            "name": self.name,
+            "suite": "scaling",
+            "baseline": THEIRS,
+            "device": "cpu",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "clock": "wall",
+            "bytes": 0,
+            "tensors": TENSORS,
+            "elements": ELEMENTS,
+            "axis": "ranks",
+            "value": self.count,
+            "providers": {},
+        }
+        if not (dist.is_available() and dist.is_gloo_available()):
+            return {**row, "why_not": "torch was built without gloo"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = mp.get_context("spawn")
+        outcome = context.Queue()
+        limit = min(limit, 60.0)
+        arguments = (self, port, rounds, seconds, limit, outcome)
+        processes = [context.Process(target=_worker, args=(i, *arguments), daemon=True) for i in range(self.count)]
+        for process in processes:
+            process.start()
+        found = _outcome(outcome, processes, _SECONDS_TO_START + 2 * limit)
+        for process in processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+        if "providers" in found:
+            found["providers"] = {name: told for name, told in found["providers"].items() if name in self.providers}
+        return {**row, **found}
 
 
-def _worker(rank: int, ranks: int, port: int, rounds: int, seconds: float, limit: float, outcome: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
+def _outcome(outcome: Any, processes: Sequence[Any], seconds: float) -> dict[str, Any]:
+    """What a process tells; or that one died without a word, or all were silent for too long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        # One that ended before this look has told by now whatever it had to tell.
+        died = [process.exitcode for process in processes if process.exitcode]
+        try:
+            found: dict[str, Any] = outcome.get(timeout=1.0)
+            return found
+        except queue.Empty:
+            if died:
+                return {"why_not": f"one of {len(processes)} processes ended with status {died[0]}"}
+    return {"why_not": f"{len(processes)} processes were not done in time"}
+
+
+def _worker(rank: int, ranks: Ranks, port: int, rounds: int, seconds: float, limit: float, outcome: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks.count))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of torch about itself, once per process
     found: dict[str, Any]
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", rank=rank, world_size=ranks.count, timeout=timedelta(seconds=60))
         found = {"providers": _timings(ranks, rounds, seconds, limit)}
         dist.barrier()
         dist.destroy_process_group()
@@ -85,20 +116,21 @@ def _worker(rank: int, ranks: int, port: int, rounds: int, seconds: float, limit
         outcome.put(found)
 
 
-def _numbers() -> list[tuple[Tensor, Tensor]]:
+def _numbers(ranks: Ranks) -> list[tuple[Tensor, Tensor]]:
     """Parameters and gradients, whole and the same on every rank."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(ranks.seed)
     shape = (ELEMENTS // TENSORS // 64, 64)
-    return [(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)) for _ in range(TENSORS)]
+    drawn = [torch.randn(shape, generator=generator).to(ranks.dtype) for _ in range(2 * TENSORS)]
+    return list(zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def _sharded(ranks: int) -> list[Parameter]:
+def _sharded(ranks: Ranks) -> list[Parameter]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (ranks,))
+    mesh = init_device_mesh("cpu", (ranks.count,))
     params = []
-    for x, g in _numbers():
+    for x, g in _numbers(ranks):
         p = Parameter(distribute_tensor(x, mesh, [Shard(0)]))
         p.grad = distribute_tensor(g, mesh, [Shard(0)])
         params.append(p)
@@ -115,10 +147,10 @@ def _stepper(params: list[Parameter], **flags: Any) -> Call:
     return call
 
 
-def _check(ours: list[Parameter], theirs: list[Parameter]) -> Accuracy:
+def _check(ranks: Ranks, ours: list[Parameter], theirs: list[Parameter]) -> Accuracy:
     """One step against a lone process in fp64."""
-    exact = [Parameter(x.double()) for x, _ in _numbers()]
-    for p, (_, g) in zip(exact, _numbers(), strict=True):
+    exact = [Parameter(x.double()) for x, _ in _numbers(ranks)]
+    for p, (_, g) in zip(exact, _numbers(ranks), strict=True):
         p.grad = g.double()
     _stepper(exact)()
     accuracy = Accuracy()
@@ -128,7 +160,7 @@ def _check(ours: list[Parameter], theirs: list[Parameter]) -> Accuracy:
     return accuracy
 
 
-def _timings(ranks: int, rounds: int, seconds: float, limit: float) -> dict[str, Any]:
+def _timings(ranks: Ranks, rounds: int, seconds: float, limit: float) -> dict[str, Any]:
     import fusedtrain as ft
 
     ours, theirs = _sharded(ranks), _sharded(ranks)
@@ -136,7 +168,7 @@ def _timings(ranks: int, rounds: int, seconds: float, limit: float) -> dict[str,
     calls = {OURS: fused.step, THEIRS: _stepper(theirs, fused=True)}
     for call in calls.values():
         call()
-    accuracy = _check(ours, theirs)
+    accuracy = _check(ranks, ours, theirs)
     providers: dict[str, Any] = {name: {"seconds": []} for name in calls}
     providers[OURS] |= {"max_error": accuracy.error, "max_error_of_torch": accuracy.theirs}
     began = time.monotonic()

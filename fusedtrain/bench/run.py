@@ -1,8 +1,9 @@
-"""One run: row after row, each on disk as soon as it is finished."""
+"""One run: row after row, again and again, and each on disk as soon as it has been visited."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fusedtrain.bench import bandwidth, figures, fits, gains, ranks, tables, timers
-from fusedtrain.bench.measure import FEWEST, Row, measure
+from fusedtrain.bench import bandwidth, figures, fits, gains, tables, timers
+from fusedtrain.bench.measure import Measurement
 from fusedtrain.bench.progress import Watch
+from fusedtrain.bench.ranks import Ranks
 from fusedtrain.bench.results import KIND, SCHEMA, Results, write_json, write_text
 from fusedtrain.bench.selection import Item
 from fusedtrain.bench.setting import setting
+from fusedtrain.bench.train_step import TrainStep
 from fusedtrain.bench.workload import Workload
+
+_ROUNDS_OF_A_VISIT = 3
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,25 @@ class Plan:
     """That a timing takes at least."""
     threads: int = 1
     limit: float = math.inf
-    """Seconds for the rounds of a row."""
+    """Seconds for the rounds of a row; every visit has at least one round."""
     deadline: float = math.inf
     """Seconds for all rows: late ones get fewer rounds, and those that it has no time for at all say so."""
     copy_bytes: int | None = None
     cudagraph: bool = False
     observed: bool = True
     keep_going: bool = False
-    model: str | None = None
-    ranks: tuple[int, ...] = ()
+    model: TrainStep | None = None
+    """The user's, whose gain is told."""
+    ranks: Sequence[Ranks] = ()
     csv: Path | None = None
     markdown: Path | None = None
     fail_under: float | None = None
+
+    def visits(self) -> list[int]:
+        """The rounds of each visit, as even as can be: a visit of a row lasts so short a time that the machine is
+        equally fast in it, and a run has as many of them as it has time for."""
+        visits = max(1, self.rounds // _ROUNDS_OF_A_VISIT)
+        return [self.rounds // visits + (i < self.rounds % visits) for i in range(visits)]
 
 
 def clock_of(plan: Plan, workload: Workload, threads: int | None = None) -> timers.Clock:
@@ -70,6 +82,7 @@ def run(plan: Plan, console: Console) -> int:
         "options": plan.options,
         "complete": False,
         "copy_bandwidth": copy,
+        "copy_bandwidths": [copy],
         "rows": [],
     }
     write_json(plan.path, results)
@@ -78,10 +91,12 @@ def run(plan: Plan, console: Console) -> int:
     if (results["load"] or 0.0) > cpus / 2:
         busy = f"the load is {results['load']:.1f} on {cpus} CPUs: other programs run, and figures will be rough"
         console.print(busy, style="yellow", highlight=False)
-    watch = Watch(console, sum(_pieces(item, plan) for item in plan.items) + len(plan.ranks))
+    pieces = [_pieces(item, rounds, first=not i) for i, rounds in enumerate(plan.visits()) for item in plan.items]
+    watch = Watch(console, sum(pieces) + len(plan.ranks))
     try:
         whole = _rows(plan, results, watch)
-        whole = whole and _ranks(plan, results, watch)
+        if whole:
+            _ranks(plan, results, watch)
         if plan.model is not None and whole:
             watch.begin("shares of the step")
             results["gains"] = gains.of_model(plan.model, plan.device, results["rows"], plan.rounds, plan.limit)
@@ -104,74 +119,81 @@ def _copy_bandwidth(plan: Plan) -> float:
     return bandwidth.copy_bandwidth(plan.device, clock, plan.copy_bytes)
 
 
-def _pieces(item: Item, plan: Plan) -> int:
-    return len(item.providers) * (1 + plan.rounds)
-
-
 def _rows(plan: Plan, results: Results, watch: Watch) -> bool:
-    """Whether all of them were measured."""
+    """Visits all rows, then all again, so that every row sees the machine at its fast and at its slow times, and so
+    does the copy that they are compared with. Whether all were measured."""
     began = time.monotonic()
-    for number, item in enumerate(plan.items):
-        watch.begin(item.workload.name)
-        before = watch.done
-        row = _row(plan, item, plan.deadline - (time.monotonic() - began), len(plan.items) - number, watch)
-        watch.tick(_pieces(item, plan) - (watch.done - before))
-        _add(plan, results, row)
-        watch.show(tables.lines(row, results["copy_bandwidth"]))
-        if figures.failures([row]) and not plan.keep_going and number + 1 < len(plan.items):
-            watch.show([f"stopped: {figures.failures([row])[0]}. --keep-going goes on with the others"])
-            return False
+    visits = plan.visits()
+    measurements: list[Measurement] = []
+    for visit, rounds in enumerate(visits):
+        if visit:
+            results["copy_bandwidths"].append(_copy_bandwidth(plan))
+            results["copy_bandwidth"] = statistics.median(results["copy_bandwidths"])
+        for number, item in enumerate(plan.items):
+            left = plan.deadline - (time.monotonic() - began)
+            limit = min(plan.limit / len(visits), left / (len(plan.items) * (len(visits) - visit) - number))
+            watch.begin(f"{item.workload.name}, visit {visit + 1} of {len(visits)}")
+            due = watch.done + _pieces(item, rounds, first=not visit)
+            if not visit:
+                measurements.append(_checked(plan, item, left, watch))
+                results["rows"].append(measurements[-1].row)
+            if left > 0:
+                measurements[number].visit(rounds, limit)
+                torch.set_num_threads(plan.threads)  # a point of an axis may have had others
+            watch.tick(due - watch.done)
+            write_json(plan.path, results)
+            wrong = figures.failures([measurements[number].row])
+            if wrong or visit + 1 == len(visits):
+                watch.show(tables.lines(measurements[number].row, results["copy_bandwidth"]))
+            else:
+                watch.note(f"{item.workload.name}, visit {visit + 1} of {len(visits)}")
+            if wrong and not plan.keep_going and (visit + 1, number + 1) != (len(visits), len(plan.items)):
+                watch.show([f"stopped: {wrong[0]}. --keep-going goes on with the others"])
+                return False
     return True
 
 
-def _row(plan: Plan, item: Item, left: float, rows: int, watch: Watch) -> Row:
-    """With the copy bandwidth of its own minute, so that whatever else the machine does slows both alike."""
-    row = measure(
+def _checked(plan: Plan, item: Item, left: float, watch: Watch) -> Measurement:
+    """The row of an item, to be visited."""
+    measurement = Measurement(
         item.workload,
         plan.device,
         clock_of(plan, item.workload, item.point.threads if item.point else None),
         providers=item.providers if left > 0 else [],
-        rounds=plan.rounds,
         observed=plan.observed and item.point is None,
-        setups=2,
-        limit=min(plan.limit, left / rows),
-        fewest=FEWEST if left > 2 * rows else 3,  # late, a median of three is better than none
         told=watch.tick,
     )
-    torch.set_num_threads(plan.threads)
-    if left <= 0:
-        row["why_not"] = f"the {plan.deadline:.0f} s of the run were over: run it alone, or without --quick"
     if item.point is not None:
-        return {**row, "axis": item.point.axis, "value": item.point.value}
-    return {**row, "copy_bandwidth": _copy_bandwidth(plan)} if row["bytes"] and left > 0 else row
+        measurement.row |= {"axis": item.point.axis, "value": item.point.value}
+    if left > 0:
+        measurement.check()
+    else:
+        why = f"the {plan.deadline:.0f} s of the run were over: run it alone, or without --quick"
+        measurement.row["why_not"] = why
+    return measurement
 
 
-def _ranks(plan: Plan, results: Results, watch: Watch) -> bool:
+def _pieces(item: Item, rounds: int, first: bool) -> int:
+    return len(item.providers) * (rounds + first)
+
+
+def _ranks(plan: Plan, results: Results, watch: Watch) -> None:
     """Several processes; they go last, since nothing else may run beside them."""
-    for n in plan.ranks:
-        watch.begin(f"{n} ranks")
-        row = ranks.measure(n, plan.rounds, plan.seconds, plan.limit)
-        _add(plan, results, row)
+    for one in plan.ranks:
+        watch.begin(one.name)
+        row = one.measure(plan.rounds, plan.seconds, plan.limit)
+        results["rows"].append(row)
+        write_json(plan.path, results)
         watch.tick()
         watch.show(tables.lines(row, None))
-    return True
-
-
-def _add(plan: Plan, results: Results, row: Row) -> None:
-    results["rows"].append(row)
-    write_json(plan.path, results)
 
 
 def conclude(plan: Plan, results: Results, console: Console) -> int:
     """Prints the table and what is to be known besides."""
     console.print(tables.table(results))
-    for law in results["fits"]:
-        if "exponent" in law:
-            console.print(
-                f"{law['axis']:<9} {law['provider']:<20} {tables.duration(law['fixed'])} + "
-                f"{tables.duration(law['scale'])} x n^{law['exponent']:.2f}",
-                highlight=False,
-            )
+    for axis, provider, fixed, scale, exponent, misfit in tables.laws(results):
+        law = f"{fixed} + {scale} x n^{exponent}"
+        console.print(f"{axis:<9} {provider:<20} {law:<36} misfit {misfit}", highlight=False)
     if "gains" in results:
         console.print("\n".join(gains.lines(results["gains"])), highlight=False, markup=False)
     console.print(f"written to {plan.path}; python -m fusedtrain bench report {plan.path} makes a page of it")

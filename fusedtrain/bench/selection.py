@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fusedtrain.bench import act_providers, clip_norm, peers, scaling, step_providers, train_step
+from fusedtrain.bench import act_providers, clip_norm, gains, peers, scaling, step_providers, train_step
 from fusedtrain.bench.act_dropout import ActDropout, named
 from fusedtrain.bench.errors import BenchError, unknown
+from fusedtrain.bench.ranks import PROVIDERS as PROVIDERS_OF_RANKS
+from fusedtrain.bench.ranks import Ranks
 from fusedtrain.bench.scaling import Point
-from fusedtrain.bench.train_step import TrainStep
 from fusedtrain.bench.workload import SUITES, Workload
 from fusedtrain.bench.workloads import FOR_GPU, LEFT_OUT, QUICK, WORKLOADS
 
@@ -78,28 +79,70 @@ def items(wanted: Wanted) -> list[Item]:
     for suite in wanted.suites:
         if suite not in SUITES:
             raise unknown("SUITE", suite, "suite", SUITES)
+    _check_options(wanted)
     only = providers(wanted.providers)
     chosen = [_with_options(w, wanted) for w in _workloads(wanted)]
+    if wanted.mode is not None and not any(isinstance(w, ActDropout) for w in chosen):
+        raise BenchError("--mode", wanted.mode, "no activation is among what is chosen", "Add the suite act")
     # With one mode for all, forward, backward and both become one and the same.
     listed = list({w.name: w for w in chosen}.values())
     found = [Item(w, of_workload(w, only, wanted.quick)) for w in listed]
     if "scaling" in wanted.suites:
         found += [
-            Item(point.workload, of_workload(point.workload, only or scaling.PROVIDERS, False), point)
-            for point in scaling.points(wanted.quick)
+            Item(
+                _with_options(point.workload, wanted),
+                of_workload(point.workload, only or scaling.PROVIDERS, False),
+                point,
+            )
+            for point in _points(wanted)
             if _matches(point.workload.name, wanted.workloads)
         ]
     found = [item for item in found if item.providers]
-    if not found:
+    if not found and not ranks(wanted):
         raise BenchError(
             "--providers", wanted.providers, "no chosen workload has any of them", "bench list tells who has which"
         )
     return found
 
 
+def of_model(path: str, wanted: Wanted) -> list[Item]:
+    """The rows for a user's model, by the name of its factory.
+
+    Raises:
+        BenchError: options that it does not go with, or a factory that does not give a model that can be trained.
+    """
+    for name in wanted.suites:
+        if name != "model":
+            raise BenchError("--model", path, f"it is measured as a whole, not for {name}", "Leave SUITE out")
+    for option, value in (("--workload", ", ".join(wanted.workloads)), ("--mode", wanted.mode)):
+        if value:
+            raise BenchError(option, value, "--model chooses what is measured", f"Leave {option} out")
+    _check_options(wanted)
+    only = providers(wanted.providers)
+    chosen = gains.workloads(path, DTYPES[wanted.dtype or "fp32"], wanted.seed)
+    found = [Item(w, of_workload(w, only, quick=True)) for w in chosen]
+    return [item for item in found if item.providers]
+
+
+def ranks(wanted: Wanted) -> list[Ranks]:
+    """The processes of the suite `scaling`, which are of the CPU."""
+    only = providers(wanted.providers)
+    kept = tuple(name for name in PROVIDERS_OF_RANKS if only is None or name in only)
+    if "scaling" not in wanted.suites or wanted.device != "cpu" or not kept:
+        return []
+    dtype = DTYPES[wanted.dtype or "fp32"]
+    return [
+        dataclasses.replace(one, providers=kept, dtype=dtype, seed=wanted.seed)
+        for one in scaling.ranks(wanted.quick)
+        if _matches(one.name, wanted.workloads)
+    ]
+
+
+def _points(wanted: Wanted) -> list[Point]:
+    return scaling.points(wanted.quick, threaded=wanted.device == "cpu")
+
+
 def _workloads(wanted: Wanted) -> list[Workload]:
-    if wanted.model is not None:
-        return [TrainStep(f"train, {wanted.model}", wanted.model)]
     names = list(WORKLOADS)
     if wanted.workloads:
         names = _by_name(wanted)
@@ -114,7 +157,9 @@ def _workloads(wanted: Wanted) -> list[Workload]:
 def _by_name(wanted: Wanted) -> list[str]:
     """Each is a whole name, or a part of some."""
     found: list[str] = []
-    points = [p.workload.name for p in scaling.points(wanted.quick)] if "scaling" in wanted.suites else []
+    points: list[str] = []
+    if "scaling" in wanted.suites:
+        points = [*(p.workload.name for p in _points(wanted)), *(r.name for r in scaling.ranks(wanted.quick))]
     for name in wanted.workloads:
         near = [name] if name in WORKLOADS else [n for n in WORKLOADS if name.lower() in n.lower()]
         if not near and not any(name.lower() in point.lower() for point in points):
@@ -127,14 +172,17 @@ def _matches(name: str, parts: Iterable[str]) -> bool:
     return not parts or any(part.lower() in name.lower() for part in parts)
 
 
+def _check_options(wanted: Wanted) -> None:
+    if wanted.dtype is not None and wanted.dtype not in DTYPES:
+        raise unknown("--dtype", wanted.dtype, "dtype", DTYPES)
+    if wanted.mode is not None and wanted.mode not in MODES:
+        raise unknown("--mode", wanted.mode, "mode", MODES)
+
+
 def _with_options(workload: Workload, wanted: Wanted) -> Workload:
     changes: dict[str, object] = {"seed": wanted.seed} if wanted.seed else {}
     if wanted.dtype is not None:
-        if wanted.dtype not in DTYPES:
-            raise unknown("--dtype", wanted.dtype, "dtype", DTYPES)
         changes["dtype"] = DTYPES[wanted.dtype]
-    if wanted.mode is not None and wanted.mode not in MODES:
-        raise unknown("--mode", wanted.mode, "mode", MODES)
     if isinstance(workload, ActDropout):
         if wanted.mode is not None:
             changes["mode"] = MODES[wanted.mode]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 RESAMPLES = 2000
 SEED = 0
 """Of the bootstrap: the same timings always give the same interval."""
+LEAST_BLOCKS = 3
+"""Fewer do not tell how much they vary."""
+_TINY = 1e-24
+"""Variance of values that are all the same."""
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -19,38 +24,55 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """A bootstrap interval (percentiles) of the median; the only value twice if there is but one."""
-    if len(values) < 2 or len(set(values)) == 1:
-        return min(values), max(values)
-    drawn = np.random.default_rng(SEED).choice(np.asarray(values, dtype=float), (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
+def median_interval(blocks: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float]:
+    """A bootstrap interval (percentiles) of the median of values that come in blocks, as rounds come in visits.
+
+    Values of one block are alike, so whole blocks are drawn; single values, if there are fewer than `LEAST_BLOCKS`. The
+    only value twice if there is but one.
+    """
+    if len(blocks) < LEAST_BLOCKS:
+        blocks = [[value] for block in blocks for value in block]
+    table = np.full((len(blocks), max(map(len, blocks))), np.nan)
+    for line, block in zip(table, blocks, strict=True):
+        line[: len(block)] = block
+    if len(set(table[~np.isnan(table)])) == 1:
+        return float(np.nanmin(table)), float(np.nanmax(table))
+    drawn = table[np.random.default_rng(SEED).integers(len(blocks), size=(RESAMPLES, len(blocks)))]
+    low, high = np.quantile(np.nanmedian(drawn.reshape(RESAMPLES, -1), axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def shift(before: Sequence[float], after: Sequence[float]) -> float:
-    """How much larger ``after`` is: the median of all differences (Hodges and Lehmann 1963)."""
+@dataclass(frozen=True)
+class Shift:
+    """How much larger some values are than others, by Welch's t distribution: the two sets may vary differently."""
+
+    by: float
+    """The difference of the means."""
+    error: float
+    """Its standard error."""
+    freedom: float
+    """Degrees of it, by Welch and Satterthwaite."""
+
+    def beyond(self, margin: float) -> float:
+        """The p-value of the hypothesis that the shift is at most ``margin`` either way: two one-sided tests, with
+        Bonferroni's factor for the two."""
+        from scipy.special import stdtr  # only for comparisons: a run needs no scipy
+
+        return float(min(1.0, 2 * stdtr(self.freedom, (margin - abs(self.by)) / self.error)))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.freedom, (1 + level) / 2)) * self.error
+        return self.by - half, self.by + half
+
+
+def shift(before: Sequence[float], after: Sequence[float]) -> Shift:
+    """Of ``after`` against ``before``, two values or more of each."""
     b, a = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    return float(np.median(a[:, None] - b[None, :]))
-
-
-def beyond(before: Sequence[float], after: Sequence[float], margin: float) -> float:
-    """The p-value of the hypothesis that ``after`` is shifted against ``before`` by at most ``margin`` either way.
-
-    Two one-sided Mann-Whitney tests of the shifted samples, with Bonferroni's factor for the two. They need no normal
-    distribution, and an outlier among the rounds does not decide.
-    """
-    from scipy import stats  # only for comparisons: a run needs no scipy
-
-    b, a = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    more = stats.mannwhitneyu(a - margin, b, alternative="greater").pvalue
-    less = stats.mannwhitneyu(a + margin, b, alternative="less").pvalue
-    return float(min(1.0, 2 * min(more, less)))
-
-
-def least_p_value(before: int, after: int) -> float:
-    """The smallest p-value that `beyond` can find with so many values: all of one side above all of the other."""
-    return min(1.0, 2 / math.comb(before + after, before))
+    vb, va = (max(float(np.var(x, ddof=1)) / len(x), _TINY) for x in (b, a))
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    return Shift(float(a.mean() - b.mean()), math.sqrt(va + vb), freedom)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 
 import fusedtrain as ft
 from fusedtrain import dispatch
+from fusedtrain.bench import compiling
 from fusedtrain.bench.peers import MAX_NORM, PEERS, SETTINGS, Groups, Make, clip_then, for_optimizer, params_of
 from fusedtrain.bench.workload import Call
 
@@ -46,7 +47,7 @@ def grad_scale_trick(groups: Groups) -> Call:
 def compiled(groups: Groups) -> Call:
     """``torch.compile`` over clipping and the foreach step together."""
     on_gpu = groups[0][0].is_cuda
-    return torch.compile(clip_then(stock(foreach=True, capturable=on_gpu), foreach=True)(groups))
+    return compiling.compiled(clip_then(stock(foreach=True, capturable=on_gpu), foreach=True)(groups))
 
 
 OURS = {f"fusedtrain-{name}": name for name in dispatch.ORDER}

@@ -94,6 +94,25 @@ def error(f: Figure) -> str:
     return f"{f.max_error / f.max_error_of_torch:.2g}x"
 
 
+LAW = ("n", "provider", "fixed a", "b", "exponent k", "misfit")
+
+
+def laws(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of `LAW` for everything that has one."""
+    return [
+        (
+            law["axis"],
+            law["provider"],
+            duration(law["fixed"]),
+            duration(law["scale"]),
+            f"{law['exponent']:.2f}" + (f" ± {law['exponent_error']:.2f}" if law["exponent_error"] is not None else ""),
+            f"{law['misfit']:.0%}",
+        )
+        for law in results["fits"]
+        if "exponent" in law
+    ]
+
+
 def reasons(results: dict[str, Any]) -> dict[str, list[str]]:
     """Why providers were not measured: reason, and the providers that have it."""
     found: dict[str, list[str]] = {}

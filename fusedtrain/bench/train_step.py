@@ -74,6 +74,9 @@ class TrainStep:
         """Every provider trains a model of its own. Activations are not counted: only a run tells them."""
         return providers * count(shapes_of(self.path)) * (2 * dtype.itemsize + 2 * max(4, dtype.itemsize))
 
+    def once(self) -> tuple[str, ...]:
+        return ()
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing is shared: each provider has its own model, of the same numbers."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,9 @@ class Workload(Protocol):
 
     def why_not(self, provider: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this provider cannot do it here, or None if it can. ValueError: no such provider."""
+
+    def once(self) -> Sequence[str]:
+        """Providers that take minutes to make: they are made, and timed, in the first visit only."""
 
     def needs(self, dtype: torch.dtype, providers: int) -> int:
         """Bytes of memory that it takes, about, with so many providers beside each other."""

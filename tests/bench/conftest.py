@@ -57,16 +57,32 @@ def row(name: str, **providers: list[float]) -> dict[str, Any]:
         "bytes": 10**7,
         "tensors": 10,
         "elements": 10**6,
+        "visits": _visits(max(map(len, providers.values()), default=0)),
         "providers": {name.replace("_", "-"): {"seconds": list(s)} for name, s in providers.items()},
     }
 
 
-def timings(seed: int, ratio: float, rounds: int = 15, drift: float = 1.0) -> dict[str, list[float]]:
-    """Ours and theirs, in rounds that wander together; ``ratio``: how many times as long theirs takes."""
+def _visits(rounds: int) -> list[int]:
+    """Of three rounds each."""
+    return [min(3, rounds - begin) for begin in range(0, rounds, 3)]
+
+
+def timings(
+    seed: int, ratio: float, rounds: int = 15, drift: float = 1.0, of_visits: float = 0.0
+) -> dict[str, list[float]]:
+    """Ours and theirs, in rounds that wander together; ``ratio``: how many times as long theirs takes.
+
+    ``of_visits``: how much the ratio of a whole visit differs from it, relative; neighbouring visits alike, as where a
+    machine is slow for a minute.
+    """
     random = np.random.default_rng(seed)
     common = drift * np.exp(np.cumsum(random.normal(0, 0.1, rounds)))
+    sizes = _visits(rounds)
+    wander = np.zeros(len(sizes))
+    for i in range(len(sizes)):
+        wander[i] = (0.5 * wander[i - 1] if i else 0.0) + random.normal(0, of_visits * (0.75**0.5 if i else 1.0))
     ours, theirs = (common * scale * np.exp(random.normal(0, 0.02, rounds)) for scale in (1e-3, ratio * 1e-3))
-    return {"fusedtrain_cpu": ours.tolist(), "theirs": theirs.tolist()}
+    return {"fusedtrain_cpu": (ours / np.exp(np.repeat(wander, sizes))).tolist(), "theirs": theirs.tolist()}
 
 
 def write(path: Path, value: dict[str, Any]) -> Path:

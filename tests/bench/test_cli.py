@@ -17,7 +17,7 @@ import torch
 
 from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, workloads
 
-from .conftest import Run
+from .conftest import Run, results, timings, write
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -37,6 +37,7 @@ BAD = [
     (["run", "--model", "optim"], ["--model optim", "it names no factory", "package.module:factory"]),
     (["run", "optim", "--model", "a.b:c"], ["--model a.b:c", "measured as a whole"]),
     (["run", "--threads", "0"], ["--threads"]),
+    (["run", "optim", "--mode", "fwd"], ["--mode fwd", "no activation is among"]),
 ]
 
 
@@ -195,6 +196,16 @@ def test_both_ways_to_call_it_and_help_without_its_parts() -> None:
         assert all(command in done.stdout for command in ("run", "list", "compare", "report"))
 
 
+def test_a_package_that_is_missing_is_named(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write(tmp_path / "run.json", results(**timings(0, 2.0)))
+    for name in [n for n in sys.modules if n.startswith("fusedtrain.bench.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    done = bench("report", run)
+    assert done.exit_code == 2
+    assert "needs jinja2" in " ".join(done.output.split()) and "pip install 'fusedtrain[bench]'" in done.output
+
+
 def test_quick_takes_small_workloads_of_every_suite() -> None:
     suites = {workloads.WORKLOADS[name].suite for name in workloads.QUICK}
     assert suites == {"optim", "clip", "act", "model"}
@@ -213,7 +224,7 @@ def test_rows_that_a_deadline_has_no_time_for_say_so(
         [], torch.device("cpu"), tmp_path / "run.json", "", {}, deadline=45.0, threads=torch.get_num_threads()
     )
     item = run.Item(workloads.WORKLOADS[ONE], ["torch-fused"])
-    row = run._row(plan, item, -1.0, 1, run.Watch(run.Console(file=io.StringIO()), 1))
+    row = run._checked(plan, item, -1.0, run.Watch(run.Console(file=io.StringIO()), 1)).row
     assert "45 s of the run were over" in row["why_not"]
     assert row["providers"] == {}
     assert not measure.timed(row, "torch-fused")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import torch
 from fusedtrain.bench import bandwidth, budgets, memory, observe, tables
 from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.budgets import Budget
-from fusedtrain.bench.measure import measure, median_seconds, ratios, timed
+from fusedtrain.bench.compiling import compiled
+from fusedtrain.bench.measure import Measurement, by_visit, measure, median_seconds, ratios, timed
 from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.timers import Wall
 
@@ -99,28 +102,120 @@ def test_a_budget_has_no_figure_where_nothing_was_timed() -> None:
     assert Budget("played", "x", ("ours",), lambda row, copy: 3.0, at_most=2.0).judge(row, 1.0)["met"] is False
 
 
-def test_every_set_up_has_its_rounds_and_new_tensors() -> None:
-    made = []
+def test_every_visit_has_its_rounds_and_new_tensors() -> None:
+    made, checked = [], []
 
     class Noted(Played):
+        def check(self, provider, device, dtype):
+            checked.append(provider)
+
         def make(self, provider, device, dtype, inputs=None):
             made.append(provider)
             return CALLS[provider]
 
+        def once(self):
+            return ("theirs",)
+
     clock = Counted({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
-    row = measure(Noted("played", list), CPU, clock, providers=["ours", "theirs"], rounds=5, setups=2, observed=False)
-    assert made == ["ours", "theirs"] * 2
-    assert ratios(row, "ours", "theirs") == [3.0] * 5
-    made.clear()
-    measure(Noted("played", list), CPU, clock, providers=["ours"], rounds=1, setups=2, observed=False)
-    assert made == ["ours"]
+    one = Measurement(Noted("played", list), CPU, clock, providers=["ours", "theirs"], observed=False)
+    one.check()
+    for rounds in (2, 3):
+        one.visit(rounds)
+    assert checked == ["ours", "theirs"]
+    assert made == ["ours", "theirs", "ours"]  # theirs takes minutes to make
+    assert one.row["visits"] == [2, 3]
+    assert one.row["providers"]["ours"]["seconds"] == [1.0] * 5
+    assert ratios(one.row, "ours", "theirs") == [3.0] * 2
+    assert by_visit(one.row, [1, 2, 3, 4, 5]) == [[1, 2], [3, 4, 5]]
+    assert by_visit(one.row, [1, 2]) == [[1, 2]]
+
+
+def test_nothing_of_a_workload_is_alive_between_visits() -> None:
+    alive = weakref.WeakSet()
+
+    class Held:
+        def __call__(self):
+            return None
+
+    class Noted(Played):
+        def make(self, provider, device, dtype, inputs=None):
+            call = Held()
+            alive.add(call)
+            return call
+
+    one = Measurement(Noted("played", list), CPU, Wall(0.001), providers=["ours"], observed=False)
+    one.check()
+    one.visit(2)
+    assert len(alive) == 0
+    assert len(one.row["providers"]["ours"]["seconds"]) == 2
 
 
 def test_a_row_stops_at_its_limit_with_as_many_rounds_for_all() -> None:
     row = measure(SMALL, CPU, Wall(0.002), providers=["fusedtrain-reference", "torch-loop"], rounds=1000, limit=0.05)
-    lengths = {len(found["seconds"]) for found in row["providers"].values()}
-    assert len(lengths) == 1
-    assert 8 <= lengths.pop() < 1000
+    (rounds,) = row["visits"]
+    assert {len(found["seconds"]) for found in row["providers"].values()} == {rounds}
+    assert 1 <= rounds < 1000
+
+
+class Ending(Counted):
+    """A clock that raises something when it has been asked so often."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
+        self.at, self.error = at, error
+
+    def seconds(self, call: object, repeats: int) -> float:
+        if len(self.order) == self.at:
+            self.order.append(None)
+            raise self.error
+        return super().seconds(call, repeats)
+
+
+def test_a_provider_that_breaks_while_it_is_timed_does_not_stop_the_others() -> None:
+    clock = Ending(3, RuntimeError("device lost\nand a long story"))
+    row = measure(Played("played", list), CPU, clock, providers=["ours", "theirs"], rounds=3, observed=False)
+    assert row["providers"]["theirs"] == {"failed": "RuntimeError: device lost"}
+    assert row["providers"]["ours"]["seconds"] == [1.0] * 3
+
+
+def test_what_cannot_be_observed_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(observe, "launches_and_peak", fails)
+    row = measure(SMALL, CPU, Wall(0.001), providers=["torch-loop"], rounds=1)
+    assert row["providers"]["torch-loop"] == {"failed": "RuntimeError: no profiler"}
+
+
+def test_an_interrupted_round_counts_for_nobody() -> None:
+    clock = Ending(3, KeyboardInterrupt())
+    one = Measurement(Played("played", list), CPU, clock, providers=["ours", "theirs"], observed=False)
+    one.check()
+    with pytest.raises(KeyboardInterrupt):
+        one.visit(3)
+    assert one.row["visits"] == [1]
+    assert ratios(one.row, "ours", "theirs") == [3.0]
+
+
+def test_what_is_called_compiled_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives up on a code object after eight times, and runs it as it is."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=seen, **options))
+    graphs = []
+
+    def seen(graph: torch.fx.GraphModule, example: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    def made(scale: float) -> object:
+        return compiled(lambda x: x * scale)
+
+    for i in range(10):
+        x = torch.ones(i + 2)
+        assert torch.equal(made(float(i))(x), x * i)
+    assert len(graphs) == 10
+    assert not any("s" in str(node.meta["example_value"].shape) for g in graphs for node in g.graph.nodes
+                   if isinstance(node.meta.get("example_value"), torch.Tensor))  # fmt: skip
 
 
 def test_what_does_not_fit_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +273,8 @@ def test_make_bench_keeps_its_rows_and_its_format(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     script = str(ROOT / "benchmarks" / "ratios.py")
     command = [sys.executable, script, "--quick", "--rounds", "1", "--only", "host time, 148", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # a script finds rows.py
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(path.read_text())["rows"]
     assert row["name"] == "host time, 148 tensors of 1"

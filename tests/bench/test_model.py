@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -152,6 +153,23 @@ def test_sites_are_those_of_one_forward() -> None:
     assert names[2] == "user_models:tensor: gelu + dropout, 16 x 32 fp32, both"
 
 
+def test_options_reach_the_model_and_its_gain(bench: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    options = ("--dtype", "bf16", "--seed", "3", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
+    which = ("--providers", "fusedtrain-cpu,torch-fused")
+    done = bench("run", "--model", "user_models:tensor", *options, *which, "--json", path)
+    assert done.exit_code == 0, done.output
+    written = json.loads(path.read_text())
+    assert {row["dtype"] for row in written["rows"]} == {"bfloat16"}
+    assert "2^1" in done.output or "of the step" in done.output
+    assert written["gains"]["share_act"] == 0.0  # torch-eager was not asked for
+    assert all(w.seed == 3 for w in gains.workloads("user_models:tensor", seed=3))
+    for option in (("--workload", "clip"), ("--mode", "fwd")):
+        refused = bench("run", "--model", "user_models:tensor", *option, "--json", tmp_path / "other.json")
+        assert refused.exit_code == 2
+        assert "--model chooses what is measured" in " ".join(refused.output.split())
+
+
 def test_gains_add_up(bench: Run, tmp_path: Path) -> None:
     """Rows whose times are known: what they let expect is what they sum to."""
     seconds = {"train": (8e-3, 1e-2), "clip": (1e-3, 2e-3), "gelu": (1e-4, 6e-4), "relu": (2e-4, 2e-4)}
@@ -161,7 +179,7 @@ def test_gains_add_up(bench: Run, tmp_path: Path) -> None:
                             or word in workload.name.rpartition(": ")[2])  # fmt: skip
         providers = {"fusedtrain-cpu": {"seconds": [ours]}, workload.baseline: {"seconds": [theirs]}}
         rows.append({"name": workload.name, "providers": providers})
-    found = gains.of_model("user_models:tensor", CPU, rows, rounds=2, limit=1.0)
+    found = gains.of_model(TrainStep("train, user_models:tensor", "user_models:tensor"), CPU, rows, rounds=2, limit=1.0)
     step = sum(found["stock"].values())
     assert found["ours"] == "fusedtrain-cpu" and found["sites"] == ["1", "4"]
     assert found["measured"] == pytest.approx(1.25)
@@ -172,7 +190,7 @@ def test_gains_add_up(bench: Run, tmp_path: Path) -> None:
 
 
 def test_without_its_step_there_is_no_gain() -> None:
-    found = gains.of_model("user_models:tensor", CPU, [], rounds=2, limit=1.0)
+    found = gains.of_model(TrainStep("train", "user_models:tensor"), CPU, [], rounds=2, limit=1.0)
     assert found["why_not"] == "its training step was not measured"
     assert gains.lines(found) == ["user_models:tensor: its training step was not measured"]
 

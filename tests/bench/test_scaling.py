@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import queue
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
-from fusedtrain.bench import fits, ranks, scaling
+from fusedtrain.bench import fits, ranks, scaling, selection
 from fusedtrain.bench.measure import timed
-from fusedtrain.bench.peers import SETTINGS
+from fusedtrain.bench.selection import Wanted, items
 
 from .conftest import Run, row
 
@@ -31,6 +34,15 @@ def test_a_law_is_found_again(a: float, b: float, k: float) -> None:
 def test_too_few_sizes_have_no_law() -> None:
     assert fits.fit([1, 10, 100], [1.0, 2.0, 3.0]) is None
     assert fits.fit([1, 1, 1, 1, 1], [1.0] * 5) is None
+
+
+def test_one_point_that_stands_out_is_no_law() -> None:
+    """Flat to 20, twice as much at 100: every exponent would do, the larger the better."""
+    seconds = {1: 1.91e-4, 5: 2.09e-4, 20: 1.47e-4, 100: 3.91e-4}
+    assert fits.fit(list(seconds), list(seconds.values())) is None
+    rows = [{**row("x", fusedtrain_cpu=[s]), "axis": "groups", "value": n} for n, s in seconds.items()]
+    (told,) = fits.of_rows(rows)
+    assert told["why_not"] == "no law of this form describes the points"
 
 
 def test_laws_are_of_each_axis_and_provider() -> None:
@@ -78,11 +90,37 @@ def test_the_suite_is_measured_and_fitted(bench: Run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
 def test_ranks_are_checked_and_timed() -> None:
-    found = ranks.measure(2, rounds=2, seconds=0.01, limit=20.0)
+    found = ranks.Ranks(2, dtype=torch.bfloat16, seed=3).measure(rounds=2, seconds=0.01, limit=20.0)
     if not timed(found, ranks.OURS):
         pytest.fail(str(found.get("why_not") or found["providers"]))
     assert len(found["providers"][ranks.OURS]["seconds"]) == len(found["providers"][ranks.THEIRS]["seconds"]) == 2
     ours = found["providers"][ranks.OURS]
     assert 0 < ours["max_error"] <= 2 * ours["max_error_of_torch"]
-    assert (found["axis"], found["value"]) == ("ranks", 2)
-    assert SETTINGS["weight_decay"] > 0
+    assert (found["axis"], found["value"], found["dtype"]) == ("ranks", 2, "bfloat16")
+
+
+def test_a_process_that_dies_is_not_waited_for() -> None:
+    class Dead:
+        exitcode = -9
+
+    found = ranks._outcome(queue.Queue(), [Dead(), Dead()], 60.0)
+    assert found == {"why_not": "one of 2 processes ended with status -9"}
+
+
+def test_options_reach_every_point() -> None:
+    wanted = Wanted(
+        suites=["scaling"], workloads=["scaling, groups", "scaling, ranks"], dtype="bf16", seed=5, quick=True
+    )
+    points = [item.workload for item in items(wanted) if item.point is not None]
+    assert len(points) == len({w.name for w in points}) == 4
+    assert {(w.dtype, w.seed) for w in points} == {(torch.bfloat16, 5)}
+    of_ranks = selection.ranks(wanted)
+    assert [(r.count, r.dtype, r.seed, r.providers) for r in of_ranks] == [
+        (n, torch.bfloat16, 5, ranks.PROVIDERS) for n in (1, 2)
+    ]
+    only = dataclasses.replace(wanted, providers="torch-fused")
+    assert [r.providers for r in selection.ranks(only)] == [("torch-fused",)] * 2
+    assert selection.ranks(dataclasses.replace(wanted, providers="torch-foreach")) == []
+    assert selection.ranks(dataclasses.replace(wanted, workloads=["scaling, groups"])) == []
+    assert [i.workload.name for i in items(dataclasses.replace(wanted, workloads=["scaling, ranks"]))] == []
+    assert not any(p.axis == "threads" for p in scaling.points(quick=True, threaded=False))

@@ -189,6 +189,14 @@ def test_bytes_are_counted_as_the_budget_says() -> None:
     assert dataclasses.replace(clip, clips=False).bytes(torch.float32) == 4 * n
 
 
+def test_peers_that_would_compile_for_long_say_so() -> None:
+    long = peers.Peer("torch", lambda groups: lambda: None, most_tensors=3, most_shapes=2)
+    assert long.why_not(CPU, [(1,), (2,), (1,)]) is None
+    assert "is measured on up to 3 tensors, here are 4" in (long.why_not(CPU, [(1,)] * 4) or "")
+    assert "up to 2 different shapes, here are 3" in (long.why_not(CPU, [(1,), (2,), (3,)]) or "")
+    assert "runs on cuda only" in (peers.PEERS["apex"].why_not(CPU, [(1,)]) or "")
+
+
 def test_a_seed_changes_the_numbers_and_nothing_else() -> None:
     for workload in (SMALL, ClipNorm("small", SMALL.shapes), ACT):
         other = dataclasses.replace(workload, seed=1)

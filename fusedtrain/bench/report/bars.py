@@ -17,13 +17,28 @@ _LEAST_BYTES = 2**16
 """Of memory: what is smaller is nobody's concern."""
 
 
+class Scale:
+    """A logarithmic one that has room for 1x and for every ratio of a suite with its interval: rows can be compared."""
+
+    def __init__(self, found: Sequence[Figure]) -> None:
+        ratios = [value for f in found for value in (f.ratio, f.ratio_low, f.ratio_high) if value]
+        logs = [math.log10(value) for value in ratios]
+        self._low, self._high = min(-0.1, *logs, 0.0) - 0.03, max(0.1, *logs, 0.0) + 0.03
+
+    def at(self, ratio: float) -> float:
+        """Per cent of the width."""
+        return round(100 * (math.log10(ratio) - self._low) / (self._high - self._low), 2)
+
+
 def of_suites(run: Results, providers: Sequence[str]) -> list[dict[str, Any]]:
     """A group of rows for each suite, with a bar for each provider."""
     suites = []
     for suite, what in SUITES.items():
-        rows = [_speedups(row, run.get("copy_bandwidth"), providers) for row in run["rows"] if _is_of(row, suite)]
+        rows = [(row, figures(row, run.get("copy_bandwidth"))) for row in run["rows"] if _is_of(row, suite)]
+        scale = Scale([f for _, found in rows for f in found])
         if rows:
-            suites.append({"title": suite, "what": what[0].upper() + what[1:], "rows": rows})
+            shown = [_speedups(row, found, scale, providers) for row, found in rows]
+            suites.append({"title": suite, "what": what[0].upper() + what[1:], "rows": shown})
     return suites
 
 
@@ -31,22 +46,16 @@ def _is_of(row: Row, suite: str) -> bool:
     return row["suite"] == suite and "axis" not in row and bool(row["providers"])
 
 
-def _speedups(row: Row, copy: float | None, providers: Sequence[str]) -> dict[str, Any]:
-    found = figures(row, copy)
+def _speedups(row: Row, found: Sequence[Figure], scale: Scale, providers: Sequence[str]) -> dict[str, Any]:
     timed = [f for f in found if f.seconds is not None]
-    logs = [math.log10(value) for f in timed for value in (f.ratio or 1.0, f.ratio_low or 1.0, f.ratio_high or 1.0)]
-    low, high = min(-0.1, *logs, 0.0) - 0.03, max(0.1, *logs, 0.0) + 0.03
-
-    def at(value: float) -> float:
-        return round(100 * (math.log10(value) - low) / (high - low), 2)
-
     bars = []
     for f in sorted(timed, key=lambda f: (not f.ours, f.provider != row["baseline"], -(f.ratio or 1.0))):
-        begin, end = sorted((at(1.0), at(f.ratio or 1.0)))
-        bar = {"provider": f.provider, "colour": plots.colour(f.provider, providers), "one": at(1.0), "left": begin}
-        bar |= {"width": round(end - begin, 2), "text": _text(f, row["baseline"])}
+        begin, end = sorted((scale.at(1.0), scale.at(f.ratio or 1.0)))
+        bar = {"provider": f.provider, "colour": plots.colour(f.provider, providers), "one": scale.at(1.0)}
+        bar |= {"left": begin, "width": round(end - begin, 2), "text": _text(f, row["baseline"])}
         if f.ratio_low and f.ratio_high:
-            bar |= {"low": at(f.ratio_low), "span": round(at(f.ratio_high) - at(f.ratio_low), 2)}
+            low = scale.at(f.ratio_low)
+            bar |= {"low": low, "span": round(scale.at(f.ratio_high) - low, 2)}
         bars.append(bar)
     wrong = [f"{f.provider}: {f.reason}" for f in found if f.reason.startswith(("WRONG", "failed"))]
     return {"name": row["name"], "note": _note(row), "bars": bars, "wrong": wrong}

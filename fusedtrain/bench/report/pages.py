@@ -55,7 +55,7 @@ def load(paths: Sequence[Path]) -> Results:
         "fits": fits.of_rows(listed),
         "all_gains": [run["gains"] for run in runs if "gains" in run],
         "complete": all(run.get("complete") for run in runs),
-        "commits": list(dict.fromkeys(str(run.get("commit")) for run in runs)),
+        "commits": list(dict.fromkeys(str(run.get("commit") or "unknown") for run in runs)),
     }
 
 
@@ -73,7 +73,8 @@ def page(run: Results) -> str:
         gains=[{"model": g["model"], "lines": gains.lines(g)[1:] or gains.lines(g)} for g in run["all_gains"]],
         suites=bars.of_suites(run, providers),
         plots=_plots(run, providers),
-        laws=_laws(run),
+        law=tables.LAW,
+        laws=tables.laws(run),
         memory=bars.of_memory(run, providers),
         heads=HEADS,
         lines=[_cells(f) for f in found if f.seconds is not None],
@@ -88,10 +89,9 @@ def as_markdown(run: Results) -> str:
     for gain in run["all_gains"]:
         shown += ["", "```", *gains.lines(gain), "```"]
     shown += ["", tables.as_markdown(run)]
-    laws = _laws(run)
+    laws = tables.laws(run)
     if laws:
-        head = ("n", "provider", "fixed a", "b", "exponent k", "misfit")
-        shown += ["### Laws: t = a + b n^k", "", tables.markdown_row(*head), "|" + "---|" * len(head)]
+        shown += ["### Laws: t = a + b n^k", "", tables.markdown_row(*tables.LAW), "|" + "---|" * len(tables.LAW)]
         shown += [tables.markdown_row(*law) for law in laws]
     return "\n".join(shown).rstrip() + "\n"
 
@@ -150,21 +150,6 @@ def _plots(run: Results, providers: Sequence[str]) -> list[dict[str, str]]:
             title = names.get(name, f"Time against {name}")
             drawn.append({"title": title, "what": f"Of clip + AdamW: {plots.axis_label(name)}.", "svg": svg})
     return [{**one, "svg": plots.unique_ids(one["svg"], f"p{i}")} for i, one in enumerate(drawn)]
-
-
-def _laws(run: Results) -> list[tuple[str, ...]]:
-    return [
-        (
-            law["axis"],
-            law["provider"],
-            tables.duration(law["fixed"]),
-            tables.duration(law["scale"]),
-            f"{law['exponent']:.2f}" + (f" ± {law['exponent_error']:.2f}" if law["exponent_error"] is not None else ""),
-            f"{law['misfit']:.0%}",
-        )
-        for law in run["fits"]
-        if "exponent" in law
-    ]
 
 
 def _cells(f: Figure) -> tuple[str, ...]:

@@ -147,10 +147,9 @@ def shares(rows: Sequence[Row], copy_bandwidth: float) -> list[Series]:
     for row in rows:
         for provider in row["providers"]:
             if row["bytes"] >= _LEAST_BYTES and timed(row, provider):
-                copy = row.get("copy_bandwidth", copy_bandwidth)
                 one = found.setdefault(provider, Series(provider))
                 one.x.append(row["bytes"])
-                one.y.append(row["bytes"] / median_seconds(row, provider) / copy)
+                one.y.append(row["bytes"] / median_seconds(row, provider) / copy_bandwidth)
     return list(found.values())
 
 

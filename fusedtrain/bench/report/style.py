@@ -28,7 +28,7 @@ dl.facts dt { color: var(--soft); } dl.facts dd { margin: 0; overflow-wrap: anyw
 font-size: .88rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem;
-min-width: 0; }
+min-width: 0; max-width: 640px; }
 figure svg { width: 100%; height: auto; display: block; } figcaption { font-size: .9rem; margin-bottom: .4rem; }
 .row { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem;
 margin: .5rem 0; }

@@ -30,9 +30,9 @@ PAGE = """{% macro bars(row) %}
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>fusedtrain bench: {{ machine }}</title><style>{{ style|safe }}</style></head><body><main>
 <h1>fusedtrain against PyTorch on {{ machine }}</h1>
-<p class="soft">Each provider is checked against fp64 first, then all of a row are timed in turn, round after round. A
-ratio says how many times as long the row's baseline takes: the median over the rounds, with its 95 % bootstrap
-interval. A result that fails its check has no time.</p>
+<p class="soft">Each provider is checked against fp64 first, then all of a row are timed in turn, round after round, in
+visits that are spread over the run. A ratio says how many times as long the row's baseline takes: the median over the
+rounds, with the 95 % bootstrap interval over the visits. A result that fails its check has no time.</p>
 <dl class="facts">{% for key, value in facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {% if incomplete %}<p class="wrong">This run was cut off: what is here is what was finished.</p>{% endif %}
 <div class="numbers">
@@ -46,7 +46,8 @@ interval. A result that fails its check has no time.</p>
 
 {% for suite in suites %}
 <h2>{{ suite.title }}</h2>
-<p class="soft">{{ suite.what }}. Bars are logarithmic; the thin line is 1x, the baseline.</p>
+<p class="soft">{{ suite.what }}. Bars are logarithmic, of one scale for all rows; the thin line is 1x,
+the baseline, and the thin bar the interval.</p>
 {% for row in suite.rows %}{{ bars(row) }}{% endfor %}
 {% endfor %}
 
@@ -64,7 +65,7 @@ interval. A result that fails its check has no time.</p>
 <h2>Laws</h2>
 <p class="soft">t = a + b n<sup>k</sup>, fitted to the logarithms of the medians. The misfit is the largest distance of
 a point from its law.</p>
-{{ table(("n", "provider", "fixed a", "b", "exponent k", "misfit"), laws, 2) }}
+{{ table(law, laws, 2) }}
 {% endif %}
 
 {% if memory %}
