@@ -14,10 +14,9 @@ constexpr const char* kNorm = "global_norm";
 constexpr const char* kScale = "clip_scale_";
 constexpr const char* kStep = "optim_step_";
 
-// Memory of the device for one call: torch keeps it until what is under way on the stream is done.
 class Workspace {
  public:
-  Workspace(int64_t bytes, const Tensor& like) : tensor_(empty({bytes}, aoti_torch_dtype_uint8(), like)) {}
+  Workspace(int64_t bytes, const Tensor& like) : tensor_(empty_bytes(bytes, like.get_device_index())) {}
   char* data() const { return static_cast<char*>(tensor_.data_ptr()); }
 
  private:
@@ -103,28 +102,11 @@ void optim_step_(const std::string& rule, const TensorList& params, const Tensor
   check_with("skipped_steps", skipped_steps, like);
 
   const OnDevice here(like);
-  const double* const uploaded_hyper = call.hyper_here ? nullptr : call.hyper;
-  const int64_t hyper_size = call.hyper_here ? 0 : call.hyper_rows * call.hyper_columns;
-  const TableLayout<StepRow> layout(call.rows, call.row_count, hyper_size);
+  const TableLayout<StepRow> layout(call.rows, call.row_count, uploaded_hyper(call));
   const Workspace workspace(layout.uploaded, like);
-  char* const memory = workspace.data();
-  check(layout.upload(call.rows, uploaded_hyper, memory, here.stream()), kStep);
-
-  StepArgs args = {};
-  args.table = layout.table(memory);
-  args.pending = layout.pending(memory);
-  args.ticket = layout.ticket(memory, 0);
-  args.hyper = call.hyper_here ? call.hyper : reinterpret_cast<const double*>(memory + layout.hyper);
-  args.hyper_columns = call.hyper_columns;
-  args.norm = call.norm;
-  args.nonfinite = call.nonfinite;
-  args.inv_scale = call.inv_scale;
-  args.found_inf = call.found_inf;
-  args.max_norm = call.max_norm;
-  args.skip_nonfinite = call.skip_nonfinite;
-  args.grad_norm = call.grad_norm;
-  args.clip_coef = call.clip_coef;
-  args.skipped_steps = call.skipped_steps;
+  const double* const hyper_from = call.hyper_here ? nullptr : call.hyper;
+  check(layout.upload(call.rows, hyper_from, workspace.data(), here.stream()), kStep);
+  const StepArgs args = step_args(call, layout, workspace.data());
   check(ft_cuda_optim_step(call.rule, &args, here.stream()), kStep);
 }
 

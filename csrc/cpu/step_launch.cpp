@@ -1,14 +1,13 @@
 #include "cpu/step_launch.h"
 
-#include <cstdio>
 #include <cstring>
-#include <exception>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/norm_launch.h"
 #include "cpu/step_kernels.h"
 #include "cpu/tasks.h"
+#include "plan/library.h"
 
 namespace ft {
 namespace {
@@ -68,13 +67,6 @@ template <class... Rules>
 int states_of(int32_t rule, TypeList<Rules...>) {
   static constexpr int kTable[] = {Rules::kStates...};
   return kTable[rule];
-}
-
-template <class... Rules>
-int32_t index_of(const char* name, TypeList<Rules...>) {
-  int32_t index = 0, found = -1;
-  ((found = std::strcmp(name, Rules::kName) == 0 ? index : found, ++index), ...);
-  return found;
 }
 
 // One operand of a chunk: its own memory where it has the type of the arithmetic, else a buffer, block by block.
@@ -209,16 +201,11 @@ void step(const StepCall& call) {
 
 }  // namespace ft
 
-int ft_cpu_optim_step(const ft::StepCall* call, char* message, int64_t capacity) {
-  try {
+int ft_cpu_planned_step(void*, const ft::StepCall* call, char* message, int64_t capacity) {
+  return ft::without_throwing(message, capacity, [&] {
     ft::step(*call);
-    return 0;
-  } catch (const std::exception& error) {
-    std::snprintf(message, size_t(capacity), "%s", error.what());
-  } catch (...) {
-    std::snprintf(message, size_t(capacity), "unknown error");
-  }
-  return 1;
+    return ft::kStepped;
+  });
 }
 
 int64_t ft_cpu_step_abi() { return ft::kStepAbi; }

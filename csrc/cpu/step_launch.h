@@ -11,9 +11,8 @@ void step(const StepCall& call);
 
 }  // namespace ft
 
-// Runs a step for code that was built apart from this library. Returns 0, or 1 and why in `message`; never throws.
-extern "C" __attribute__((visibility("default"))) int ft_cpu_optim_step(const ft::StepCall* call, char* message,
-                                                                        int64_t capacity);
-// kStepAbi of these sources, and the position of a rule, -1 if there is none of this name.
+// See plan/library.h. Nothing is kept from step to step: there are no plans.
+extern "C" __attribute__((visibility("default"))) int ft_cpu_planned_step(void* plan, const ft::StepCall* call,
+                                                                          char* message, int64_t capacity);
 extern "C" __attribute__((visibility("default"))) int64_t ft_cpu_step_abi();
 extern "C" __attribute__((visibility("default"))) int32_t ft_cpu_update_rule(const char* name);

@@ -28,19 +28,20 @@ class Packing {
 // Where the parts of a table of rows are.
 template <class Row>
 struct TableLayout {
-  int64_t row_count, chunk_count = 0;
-  int64_t rows, first_chunk, counters, hyper, uploaded, partials, bytes;
+  int64_t row_count, chunk_count = 0, hyper_bytes;
+  int64_t rows, hyper, first_chunk, counters, uploaded, partials, bytes;
 
   // What a step or a norm counts with: two tickets, then for each row its pending chunks. All are 0 when uploaded.
   static constexpr int64_t kTickets = 2;
 
-  TableLayout(const Row* from, int64_t count, int64_t hyper_size) : row_count(count) {
+  TableLayout(const Row* from, int64_t count, int64_t hyper_size)
+      : row_count(count), hyper_bytes(hyper_size * int64_t(sizeof(double))) {
     for (int64_t i = 0; i < count; ++i) chunk_count += device_chunks(from[i].numel);
     Packing packing;
     rows = packing.add(count * int64_t(sizeof(Row)));
+    hyper = packing.add(hyper_bytes);
     first_chunk = packing.add((count + 1) * int64_t(sizeof(int64_t)));
     counters = packing.add((kTickets + count) * int64_t(sizeof(unsigned)));
-    hyper = packing.add(hyper_size * int64_t(sizeof(double)));
     uploaded = packing.bytes();
     partials = packing.add(norm_partials(chunk_count) * int64_t(sizeof(NormPartial)));
     bytes = packing.bytes();
@@ -54,19 +55,48 @@ struct TableLayout {
   unsigned* pending(char* memory) const { return ticket(memory, kTickets); }
   NormPartial* partial(char* memory) const { return reinterpret_cast<NormPartial*>(memory + partials); }
 
-  // Brings rows, counters and hyperparameters (of the host; null for none) to the device, in one copy.
-  cudaError_t upload(const Row* from, const double* hyper_from, char* memory, cudaStream_t stream) const {
-    Upload staged{size_t(uploaded), stream};
-    if (staged.error() != cudaSuccess) return staged.error();
-    char* const to = static_cast<char*>(staged.data());
+  // Writes what is uploaded: rows, hyperparameters (of the host; null for none) and counters.
+  void write(const Row* from, const double* hyper_from, char* to) const {
     if (row_count > 0) std::memcpy(to + rows, from, size_t(row_count) * sizeof(Row));
+    if (hyper_from != nullptr) std::memcpy(to + hyper, hyper_from, size_t(hyper_bytes));
     int64_t* const first = reinterpret_cast<int64_t*>(to + first_chunk);
     first[0] = 0;
     for (int64_t i = 0; i < row_count; ++i) first[i + 1] = first[i] + device_chunks(from[i].numel);
-    std::memset(to + counters, 0, size_t(hyper - counters));
-    if (hyper_from != nullptr) std::memcpy(to + hyper, hyper_from, size_t(uploaded - hyper));
+    std::memset(to + counters, 0, size_t(uploaded - counters));
+  }
+
+  // Brings that to the device, in one copy.
+  cudaError_t upload(const Row* from, const double* hyper_from, char* memory, cudaStream_t stream) const {
+    Upload staged{size_t(uploaded), stream};
+    if (staged.error() != cudaSuccess) return staged.error();
+    write(from, hyper_from, static_cast<char*>(staged.data()));
     return staged.send(memory, size_t(uploaded));
   }
 };
+
+// The numbers of hyperparameters that go to the device with the table.
+inline int64_t uploaded_hyper(const StepCall& call) {
+  return call.hyper_here ? 0 : call.hyper_rows * call.hyper_columns;
+}
+
+// What a step is told of a call whose table is in `memory`.
+inline StepArgs step_args(const StepCall& call, const TableLayout<StepRow>& layout, char* memory) {
+  StepArgs args = {};
+  args.table = layout.table(memory);
+  args.pending = layout.pending(memory);
+  args.ticket = layout.ticket(memory, 0);
+  args.hyper = call.hyper_here ? call.hyper : reinterpret_cast<const double*>(memory + layout.hyper);
+  args.hyper_columns = call.hyper_columns;
+  args.norm = call.norm;
+  args.nonfinite = call.nonfinite;
+  args.inv_scale = call.inv_scale;
+  args.found_inf = call.found_inf;
+  args.max_norm = call.max_norm;
+  args.skip_nonfinite = call.skip_nonfinite;
+  args.grad_norm = call.grad_norm;
+  args.clip_coef = call.clip_coef;
+  args.skipped_steps = call.skipped_steps;
+  return args;
+}
 
 }  // namespace ft

@@ -9,6 +9,25 @@
 
 namespace py = pybind11;
 
+namespace {
+
+ft::StepLibrary step_library(uintptr_t unchanged, uintptr_t release, uintptr_t step, uintptr_t new_plan,
+                             uintptr_t delete_plan, uintptr_t stands_aside) {
+  ft::StepLibrary library;
+  const auto set = [](auto& function, uintptr_t address) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(address);
+  };
+  set(library.unchanged, unchanged);
+  set(library.release, release);
+  set(library.step, step);
+  set(library.new_plan, new_plan);
+  set(library.delete_plan, delete_plan);
+  set(library.stands_aside, stands_aside);
+  return library;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_plan, m) {
   m.doc() = "Host side of a multi-tensor step: the planner, and the table of a step that is repeated.";
   m.attr("CHUNK") = ft::kChunk;
@@ -52,16 +71,22 @@ PYBIND11_MODULE(_plan, m) {
       .def("same", py::overload_cast<const py::list&>(&ft::Snapshot::same, py::const_), py::arg("dicts"),
            "Whether these dicts hold the very same objects in order.");
 
+  py::class_<ft::StepLibrary>(m, "StepLibrary", "The C functions that a table calls, by address: see plan/library.h.")
+      .def(py::init(&step_library), py::arg("unchanged"), py::arg("release"), py::arg("step"), py::arg("new_plan"),
+           py::arg("delete_plan"), py::arg("stands_aside"));
+
   py::class_<ft::StepTable>(m, "StepTable", ft::collected<ft::StepTable>())
       .def(py::init<const py::object&, const py::object&, py::list, const std::vector<int64_t>&, py::dict,
-                    const py::tuple&, const py::list&, const py::list&, const py::object&, uintptr_t, uintptr_t>(),
+                    const py::tuple&, const py::list&, const py::list&, const py::object&, const ft::StepLibrary&,
+                    bool>(),
            py::arg("tensor_type"), py::arg("parameter_type"), py::arg("groups"), py::arg("rows"), py::arg("state"),
-           py::arg("keys"), py::arg("entries"), py::arg("steps"), py::arg("hold"), py::arg("unchanged"),
-           py::arg("release"))
+           py::arg("keys"), py::arg("entries"), py::arg("steps"), py::arg("hold"), py::arg("library"),
+           py::arg("on_host"))
       .def("refresh", &ft::StepTable::refresh, py::arg("groups"), py::arg("state"))
-      .def("step", &ft::StepTable::step, py::arg("launch"), py::arg("rule"), py::arg("hyper"), py::arg("norm_type"),
-           py::arg("inv_scale"), py::arg("found_inf"), py::arg("max_norm"), py::arg("skip_nonfinite"),
-           py::arg("outputs"), py::arg("skipped_steps"))
+      .def("stands_aside", &ft::StepTable::stands_aside)
+      .def("step", &ft::StepTable::step, py::arg("rule"), py::arg("hyper"), py::arg("norm_type"), py::arg("inv_scale"),
+           py::arg("found_inf"), py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("outputs"),
+           py::arg("skipped_steps"))
       .def("has_double_gradient", &ft::StepTable::has_double_gradient)
       .def("written", &ft::StepTable::written)
       .def("__len__", &ft::StepTable::size);

@@ -42,9 +42,10 @@ struct ScalarRef {
 struct StepCall {
   const StepRow* rows;
   int64_t row_count;
+  int32_t device;       // index of that of the rows, where there may be several of their kind
   ChunkList work;       // of launchers on the CPU
   int32_t rule;         // position in Updates
-  bool hyper_here;      // whether `hyper` is in the memory of the rows, and not of the host
+  bool hyper_here;      // whether `hyper` is in the memory of the device of the rows, and not of the host
   const double* hyper;  // hyper_rows rows
   int64_t hyper_rows, hyper_columns;
 
@@ -59,7 +60,13 @@ struct StepCall {
   int64_t* skipped_steps = nullptr;
 };
 
-constexpr size_t kLayout[] = {sizeof(StepCall),
+// What the functions of a library that steps tables return; see plan/library.h.
+enum StepStatus : int { kStepped = 0, kFailed = 1, kStoodAside = 2 };
+
+constexpr size_t kFunctions = 2;  // to be raised where one of those functions changes
+
+constexpr size_t kLayout[] = {kFunctions,
+                              sizeof(StepCall),
                               sizeof(StepRow),
                               sizeof(Chunk),
                               sizeof(ScalarRef),
@@ -83,6 +90,7 @@ constexpr size_t kLayout[] = {sizeof(StepCall),
                               offsetof(StepRow, step_type),
                               offsetof(StepCall, rows),
                               offsetof(StepCall, row_count),
+                              offsetof(StepCall, device),
                               offsetof(StepCall, work),
                               offsetof(StepCall, rule),
                               offsetof(StepCall, hyper_here),
@@ -107,7 +115,8 @@ constexpr int64_t hash_of_layout() {
   return int64_t(hash >> 1);
 }
 
-// Differs where the two sides of a call lay these structures out differently, not being built from the same sources.
+// Differs where the two sides of a call lay these structures out differently, or know other functions, not being built
+// from the same sources.
 inline constexpr int64_t kStepAbi = hash_of_layout();
 
 }  // namespace ft

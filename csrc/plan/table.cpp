@@ -48,8 +48,10 @@ DType float_type_or_refuse(const DLTensor& x, const char* what) {
 
 StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
                      const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
-                     const py::list& steps, const py::object& hold, uintptr_t unchanged, uintptr_t release)
+                     const py::list& steps, const py::object& hold, const StepLibrary& library, bool on_host)
     : reader_(tensor_type),
+      library_(library),
+      on_host_(on_host),
       parameter_type_(parameter_type),
       groups_(groups),
       state_(state),
@@ -78,9 +80,14 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
     }
     watched_groups_.push_back({keep(group.ptr()), begin, params_.size()});
   }
+  if (rows_.empty()) refuse("no parameter with a gradient");
   items_.add(state.ptr());
   check_overlap();
-  hold_states(hold, unchanged, release);
+  hold_states(hold);
+  if (library_.new_plan != nullptr) {
+    plan_ = Kept(library_.new_plan(), library_.delete_plan);
+    if (plan_ == nullptr) throw std::bad_alloc();
+  }
   grads_.reserve(rows_.size());
   work_ = chunker_.finish();
 }
@@ -90,8 +97,18 @@ PyObject* StepTable::keep(PyObject* x) {
   return x;
 }
 
+bool StepTable::read_here(PyObject* x, DLTensor& to) const {
+  return reader_.read(x, to) && device_ && same_device(to.device, *device_);
+}
+
 StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) {
-  if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory on the CPU");
+  if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory");
+  if (!device_) {
+    const auto type = seen.device.device_type;
+    if (on_host_ ? type != kDLCPU : type != kDLCUDA && type != kDLROCM) refuse("a device that is not the library's");
+    device_ = seen.device;
+  }
+  if (!same_device(seen.device, *device_)) refuse(std::string("a ") + what + " on another device than the first");
   const Known known = {x, data_of(seen), seen.dtype, seen.ndim, dims_.size(), seen.shape};
   dims_.insert(dims_.end(), seen.shape, seen.shape + seen.ndim);
   dims_.insert(dims_.end(), seen.strides, seen.strides + seen.ndim);
@@ -160,22 +177,22 @@ void StepTable::check_overlap() const {
   }
 }
 
-void StepTable::hold_states(const py::object& hold, uintptr_t unchanged, uintptr_t release) {
+void StepTable::hold_states(const py::object& hold) {
   py::list states;
   for (size_t i = 0; i < known_.size(); ++i) {
     if (i % (keys_.size() + 2) != 0) states.append(py::reinterpret_borrow<py::object>(known_[i].object));
   }
-  held_ = Held(hold(states).cast<uintptr_t>(), unchanged, release);
+  held_ = Kept(reinterpret_cast<void*>(hold(states).cast<uintptr_t>()), library_.release);
   // What the library has seen must be what was checked above: another thread may have been there in between.
   void* data;
   for (Known& known : known_) {
-    if (!this->unchanged(known, true, data)) refuse("a state that changed meanwhile");
+    if (!unchanged(known, true, data)) refuse("a state that changed meanwhile");
   }
 }
 
 bool StepTable::unchanged(Known& known, bool same_memory, void*& data) const {
   DLTensor x;
-  if (!reader_.read(known.object, x)) return false;
+  if (!read_here(known.object, x)) return false;
   data = data_of(x);
   known.shape = x.shape;
   const size_t bytes = size_t(known.ndim) * sizeof(int64_t);
@@ -206,7 +223,7 @@ bool StepTable::states_unchanged(PyObject* state) const {
     prefetch(entry_dicts_[std::min(i + kAhead, entry_dicts_.size() - 1)]);
     if (!entries_.same(i, entry_dicts_[i])) return false;
   }
-  return held_.unchanged();
+  return library_.unchanged(held_.get()) != 0;
 }
 
 bool StepTable::take_tensors() {
@@ -279,17 +296,21 @@ ScalarRef StepTable::scalars(const py::object& x, int64_t count, const char* wha
   if (x.is_none()) return {};
   DLTensor seen;
   std::optional<DType> type;
-  if (reader_.is_plain(x.ptr()) && reader_.read(x.ptr(), seen)) type = float_type(seen.dtype);
+  if (reader_.is_plain(x.ptr()) && read_here(x.ptr(), seen)) type = float_type(seen.dtype);
   if (!type || numel_of(seen) != count || !is_dense(seen)) {
     throw std::invalid_argument(std::string("StepTable.step: ") + what + " must be " + std::to_string(count) +
-                                " element(s) of a floating type on the CPU");
+                                " element(s) of a floating type on the device of the table");
   }
   return {data_of(seen), *type};
 }
 
-void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type,
-                     const py::object& inv_scale, const py::object& found_inf, double max_norm, bool skip_nonfinite,
-                     const py::object& outputs, const py::object& skipped_steps) {
+bool StepTable::stands_aside() const {
+  return library_.stands_aside != nullptr && device_ && library_.stands_aside(device_->device_id) != 0;
+}
+
+bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
+                     const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& outputs,
+                     const py::object& skipped_steps) {
   if (!ready_ || busy_)
     throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
   StepCall call = {};
@@ -297,16 +318,19 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
   int32_t groups = 0;
   for (const StepRow& row : rows_) groups = std::max(groups, row.group + 1);
   if (!reader_.is_plain(hyper.ptr()) || !reader_.read(hyper.ptr(), table) ||
+      !(table.device.device_type == kDLCPU || (device_ && same_device(table.device, *device_))) ||
       float_type(table.dtype) != DType::kDouble || table.ndim != 2 || !is_dense(table) || table.shape[0] < groups ||
       (table.shape[0] > 1 && table.strides[0] != table.shape[1])) {
-    throw std::invalid_argument("StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU");
+    throw std::invalid_argument(
+        "StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU or the device of the table");
   }
   call.hyper = static_cast<const double*>(data_of(table));
-  call.hyper_here = true;
+  call.hyper_here = table.device.device_type != kDLCPU;
   call.hyper_rows = table.shape[0];
   call.hyper_columns = table.shape[1];
   call.rows = rows_.data();
   call.row_count = int64_t(rows_.size());
+  call.device = device_ ? device_->device_id : 0;
   call.work = work_;
   call.rule = rule;
   call.norm_type = norm_type;
@@ -325,22 +349,23 @@ void StepTable::step(uintptr_t launch, int32_t rule, const py::object& hyper, do
   }
   if (!skipped_steps.is_none()) {
     DLTensor seen;
-    if (!reader_.is_plain(skipped_steps.ptr()) || !reader_.read(skipped_steps.ptr(), seen) ||
-        seen.dtype.code != kDLInt || seen.dtype.bits != 64 || numel_of(seen) != 1) {
-      throw std::invalid_argument("StepTable.step: skipped_steps must be one int64 on the CPU");
+    if (!reader_.is_plain(skipped_steps.ptr()) || !read_here(skipped_steps.ptr(), seen) || seen.dtype.code != kDLInt ||
+        seen.dtype.bits != 64 || numel_of(seen) != 1) {
+      throw std::invalid_argument("StepTable.step: skipped_steps must be one int64 on the device of the table");
     }
     call.skipped_steps = static_cast<int64_t*>(data_of(seen));
   }
   char message[512] = "";
-  int failed;
+  int status;
   busy_ = true;
   {
     py::gil_scoped_release release;
-    failed = reinterpret_cast<LaunchStep>(launch)(&call, message, sizeof message);
+    status = library_.step(plan_.get(), &call, message, sizeof message);
   }
   busy_ = false;
   drop_gradients();
-  if (failed != 0) throw std::runtime_error(message);
+  if (status == kFailed) throw std::runtime_error(message);
+  return status == kStepped;
 }
 
 bool StepTable::has_double_gradient() const {

@@ -5,26 +5,23 @@
 #include <string>
 #include <vector>
 
-#include "plan/held.h"
+#include "plan/library.h"
 #include "plan/snapshot.h"
 #include "plan/step_table.h"
 #include "plan/tensors.h"
 
 namespace ft {
 
-// What the library of operators runs a step with.
-using LaunchStep = int (*)(const StepCall* call, char* message, int64_t capacity);
-
 class StepTable {
  public:
   // groups: the optimizer's param_groups; rows: the row of hyperparameters of each. state: the optimizer's state. For
   // each parameter with a gradient, in order: its entry in `state` (None if it has none), which has the states under
-  // `keys`, and its count of steps. hold: the operator hold_tensors of the library; unchanged, release: the functions
-  // that belong to it. Throws std::invalid_argument if any of it is not what a table can hold: plain dense CPU tensors
-  // of floating types.
+  // `keys`, and its count of steps. hold: the operator hold_tensors, to which functions of `library` belong. on_host:
+  // whether the library is one for tensors of the host, and not of CUDA or ROCm devices. Throws std::invalid_argument
+  // if any of it is not what a table can hold: plain dense tensors of floating types, all on one device of the library.
   StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
             const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
-            const py::list& steps, const py::object& hold, uintptr_t unchanged, uintptr_t release);
+            const py::list& steps, const py::object& hold, const StepLibrary& library, bool on_host);
   ~StepTable() { drop_gradients(); }
   StepTable(const StepTable&) = delete;
   StepTable& operator=(const StepTable&) = delete;
@@ -33,9 +30,13 @@ class StepTable {
   // table was built from; it must be built anew then.
   bool refresh(const py::object& groups, const py::object& state);
 
-  // One step, after a refresh() that returned true; lets the gradients go. outputs: grad_norm, clip_coef and nonfinite
-  // in one row of three, or None.
-  void step(uintptr_t launch, int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
+  // Whether step() would return false now: nothing is read for that.
+  bool stands_aside() const;
+
+  // One step, after a refresh() that returned true; lets the gradients go. hyper may be on the host, the other tensors
+  // are on the device of the table. outputs: grad_norm, clip_coef and nonfinite in one row of three, or None. False,
+  // and nothing was done, where the library stood aside.
+  bool step(int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
             const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& outputs,
             const py::object& skipped_steps);
 
@@ -68,9 +69,10 @@ class StepTable {
   };
 
   void add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group);
+  bool read_here(PyObject* x, DLTensor& to) const;
   Known know(PyObject* x, DLTensor& seen, const char* what);
   bool unchanged(Known& known, bool same_memory, void*& data) const;
-  void hold_states(const py::object& hold, uintptr_t unchanged, uintptr_t release);
+  void hold_states(const py::object& hold);
   bool groups_unchanged(PyObject* groups);
   bool states_unchanged(PyObject* state) const;
   bool take_tensors();  // parameters must be what they were, gradients must fit
@@ -81,6 +83,8 @@ class StepTable {
   PyObject* keep(PyObject* x);
 
   TensorReader reader_;
+  StepLibrary library_;
+  bool on_host_;
   py::object parameter_type_, groups_, state_;
   std::vector<py::object> keys_;
   py::str params_name_;
@@ -95,12 +99,14 @@ class StepTable {
   std::vector<Known> known_;  // of each row: p, the states, step
   // The states and steps. Not the parameters: torch.utils.swap_tensors refuses a tensor that is held elsewhere, and may
   // leave a parameter the same object with another tensor inside.
-  Held held_;
+  Kept held_{nullptr, nullptr};
+  Kept plan_{nullptr, nullptr};
   std::vector<Known> known_grads_;
   std::vector<int64_t> dims_;
   std::vector<PyObject*> grads_;  // owned between refresh() and step()
   bool ready_ = false, busy_ = false;
 
+  std::optional<DLDevice> device_;  // that of the first parameter, which all tensors must be on
   std::vector<StepRow> rows_;
   Chunker chunker_;
   ChunkList work_;

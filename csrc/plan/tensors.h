@@ -37,7 +37,7 @@ class TensorReader {
 
   // False if the tensor cannot be described (it is sparse, say). What is described is borrowed from the tensor.
   bool read(PyObject* x, DLTensor& to) const {
-    if (read_(x, &to) == 0) return to.device.device_type == kDLCPU;
+    if (read_(x, &to) == 0) return true;
     PyErr_Clear();  // whoever asks has another way to handle such a tensor, and says what is wrong if not
     return false;
   }
@@ -62,6 +62,10 @@ inline std::optional<DType> float_type(const DLDataType& t) {
   if (t.code == kDLFloat && t.bits == 16) return DType::kHalf;
   if (t.code == kDLBfloat && t.bits == 16) return DType::kBFloat16;
   return std::nullopt;
+}
+
+inline bool same_device(const DLDevice& a, const DLDevice& b) {
+  return a.device_type == b.device_type && a.device_id == b.device_id;
 }
 
 inline bool same_type(const DLDataType& a, const DLDataType& b) {

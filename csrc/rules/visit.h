@@ -1,5 +1,6 @@
 // Lists of rule types, picked by name at run time.
 #pragma once
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,14 @@ std::string names(TypeList<Rules...>) {
   std::string list;
   ((list += (list.empty() ? "" : ", ") + std::string(Rules::kName)), ...);
   return list;
+}
+
+// The position of the rule of this name, -1 if there is none.
+template <class... Rules>
+int32_t index_of(const std::string& name, TypeList<Rules...>) {
+  int32_t index = 0, found = -1;
+  ((found = name == Rules::kName ? index : found, ++index), ...);
+  return found;
 }
 
 // Calls f(Tag<Rule>{}) for the rule of this name; throws std::invalid_argument, listing the names, if there is none.

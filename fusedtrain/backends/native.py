@@ -76,12 +76,31 @@ class StepLauncher:
     tensors anew and says whether the table still holds, and if so ``launcher.step(table, ...)``.
     """
 
-    def __init__(self, plan: ModuleType, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, plan: ModuleType, name: str, library: ctypes.CDLL, holder: ctypes.CDLL, device_type: str
+    ) -> None:
+        """
+        Args:
+            plan: `fusedtrain._plan`.
+            name: what the functions of ``library`` that step have in their names: see csrc/plan/library.h.
+            holder: the library of ``"cpu"``, which holds tensors of any device.
+            device_type: that of the tensors that ``library`` steps, ``"cpu"`` or ``"cuda"``.
+        """
         self._plan = plan
-        self._launch = ctypes.cast(library.ft_cpu_optim_step, ctypes.c_void_p).value
-        held = (library.ft_held_unchanged, library.ft_release_tensors)
-        self._held = tuple(ctypes.cast(function, ctypes.c_void_p).value for function in held)
-        self._rules = {rule: library.ft_cpu_update_rule(rule.encode()) for rule in rules.UPDATES}
+        self._on_host = device_type == "cpu"
+
+        def address(of: ctypes.CDLL, function: str) -> int:
+            """0 if there is none of this name."""
+            return ctypes.cast(getattr(of, function), ctypes.c_void_p).value or 0 if hasattr(of, function) else 0
+
+        functions = ("planned_step", "new_plan", "delete_plan", "stands_aside")
+        self._library = plan.StepLibrary(
+            address(holder, "ft_held_unchanged"),
+            address(holder, "ft_release_tensors"),
+            *(address(library, f"ft_{name}_{function}") for function in functions),
+        )
+        position = getattr(library, f"ft_{name}_update_rule")
+        self._rules = {rule: position(rule.encode()) for rule in rules.UPDATES}
 
     def table(
         self,
@@ -103,12 +122,14 @@ class StepLauncher:
             steps: and its count of steps, 0-dim.
 
         Raises:
-            ValueError: a tensor that is not plain dense memory on the CPU, of a floating type and in the layout of its
-                parameter, or memory that would be written twice.
+            ValueError: a tensor that is not plain dense memory on the device of the first one, of a floating type and
+                in the layout of its parameter, or memory that would be written twice.
         """
         types = (torch.Tensor, torch.nn.Parameter)
         hold = torch.ops.fusedtrain.hold_tensors.default
-        return self._plan.StepTable(*types, groups, rows, state, keys, entries, steps, hold, *self._held)
+        return self._plan.StepTable(
+            *types, groups, rows, state, keys, entries, steps, hold, self._library, self._on_host
+        )
 
     def step(
         self,
@@ -122,11 +143,11 @@ class StepLauncher:
         skip_nonfinite: bool,
         outputs: Tensor | None,
         skipped_steps: Tensor | None,
-    ) -> None:
+    ) -> bool:
         """The norm of the gradients, unless ``norm_type`` is 0, and the step. ``outputs`` (3,) receives grad_norm,
-        clip_coef and nonfinite; the other arguments are those of the schema of ``optim_step_``."""
-        table.step(
-            self._launch,
+        clip_coef and nonfinite; the other arguments are those of the schema of ``optim_step_``. False, and nothing was
+        done, if the stream is being captured."""
+        return table.step(  # type: ignore[no-any-return]
             self._rules[rule],
             hyper,
             norm_type,
@@ -139,18 +160,25 @@ class StepLauncher:
         )
 
 
-@functools.cache
-def step_launcher() -> StepLauncher | None:
-    """That of the CPU library; None if `_plan` is not built, or not from the same sources, or this torch gives it no
-    access to its tensors. Steps go by lists then."""
+def step_launcher(name: str, library: ctypes.CDLL, device_type: str) -> StepLauncher | None:
+    """That of a library, for tensors of a device type; see `StepLauncher`. None if `_plan` or the library of ``"cpu"``,
+    which holds its tensors, is not built, or not from the same sources, or this torch gives it no access to its
+    tensors. Steps go by lists then."""
     try:
         plan = importlib.import_module("fusedtrain._plan")
     except ImportError:
         return None
-    library = ctypes.CDLL(str(_FOLDER / _LIBRARIES["cpu"]))
-    library.ft_cpu_step_abi.restype = ctypes.c_int64
-    same_sources = library.ft_cpu_step_abi() == plan.STEP_ABI and hasattr(library, "ft_held_unchanged")
-    return StepLauncher(plan, library) if same_sources and plan.reads_tensors(torch.Tensor) else None
+    if load_library("cpu") is not None:
+        return None
+    holder = ctypes.CDLL(str(_FOLDER / _LIBRARIES["cpu"]))
+    for of, function in ((library, f"ft_{name}_step_abi"), (holder, "ft_cpu_step_abi")):
+        if not hasattr(of, function):
+            return None
+        ask = getattr(of, function)
+        ask.restype = ctypes.c_int64
+        if ask() != plan.STEP_ABI:
+            return None
+    return StepLauncher(plan, name, library, holder, device_type) if plan.reads_tensors(torch.Tensor) else None
 
 
 def load(name: str) -> Backend:
@@ -160,7 +188,7 @@ def load(name: str) -> Backend:
         note, why_not = cpu_isa()
     if why_not:
         return Backend(name=name, why_not=why_not)
-    launcher = None if name != "cpu" else step_launcher()
+    launcher = step_launcher(name, ctypes.CDLL(str(_FOLDER / _LIBRARIES[name])), name)
     ops = {op: getattr(torch.ops.fusedtrain, op).default for op in schemas.SCHEMAS}
     return Backend(
         name=name,

@@ -1,4 +1,4 @@
-"""The eager step on plain CPU tensors without lists: a table in C++, built once and checked before every use.
+"""The eager step on plain tensors of one device without lists: a table in C++, built once and checked before every use.
 
 Handing thousands of tensors to an operator costs more than stepping them when they are small. The table holds on to
 the tensors of the last step by lists, looks at each of them again at every step (gradients are freed and reallocated,
@@ -20,7 +20,6 @@ from fusedtrain.rules import UPDATES
 if TYPE_CHECKING:
     from fusedtrain.optim.base import ClippedOptimizer
 
-_CPU = torch.device("cpu")
 _PATIENCE = 4
 """After so many tables in a row that served no step, as when gradients come and go,"""
 _PAUSE = 64
@@ -31,10 +30,16 @@ class Table:
     """The table of one optimizer, for as long as its tensors stay what they are."""
 
     def __init__(
-        self, opt: ClippedOptimizer, settings: Settings, launcher: Any, dtypes: frozenset[torch.dtype]
+        self,
+        opt: ClippedOptimizer,
+        settings: Settings,
+        launcher: Any,
+        device: torch.device,
+        dtypes: frozenset[torch.dtype],
     ) -> None:
         """Raises ValueError if the tensors are not what a table can hold."""
-        self.rules, self.rule, self.launcher, self.dtypes = settings.rules, settings.rules[0], launcher, dtypes
+        self.rules, self.rule = settings.rules, settings.rules[0]
+        self.launcher, self.device, self.dtypes = launcher, device, dtypes
         keys = UPDATES[self.rule].slots
         params = [p for p in opt._parameters() if p.grad is not None]
         entries = [opt.state[p] if keys else None for p in params]
@@ -45,19 +50,26 @@ class Table:
         self.written = list({id(x): x for x in bases}.values())
         self.norm_dtype = torch.float64 if self.table.has_double_gradient() else torch.float32
 
+    def stands_aside(self) -> bool:
+        """Whether the step of this moment is not for a table, although it may hold: one that is captured into a graph,
+        which works on a table of its own, and one that a mode of torch's dispatcher wants to see."""
+        return torch._C._len_torch_dispatch_stack() > 0 or self.table.stands_aside()  # type: ignore[no-any-return]
+
     def step(self, opt: ClippedOptimizer, settings: Settings) -> bool:
         """Steps; or does nothing and returns False if the table no longer holds."""
         if settings.rules is not self.rules and settings.rules != self.rules:
             return False
         scale, found_inf = launch.amp(opt)
         table = settings.tables[self.rule]
-        for x in (table, scale, found_inf, opt._skipped):
-            if x is not None and not x.is_cpu:
+        if not table.is_cpu and table.device != self.device:
+            return False
+        for x in (scale, found_inf, opt._skipped):
+            if x is not None and x.device != self.device:
                 return False
         if not self.table.refresh(opt.param_groups, opt.state):
             return False
-        outputs = torch.empty(3, dtype=self.norm_dtype, device=_CPU) if settings.measures else None
-        self.launcher.step(
+        outputs = torch.empty(3, dtype=self.norm_dtype, device=self.device) if settings.measures else None
+        stepped = self.launcher.step(
             self.table,
             self.rule,
             table,
@@ -69,6 +81,8 @@ class Table:
             outputs,
             opt._skipped,
         )
+        if not stepped:
+            return False
         torch.autograd.graph.increment_version(self.written)
         opt._outputs, opt._held = outputs, None
         opt._note(settings, None if outputs is None else outputs[2])
@@ -83,20 +97,22 @@ class Planner:
         self.served = True
         self.failures = self.wait = 0
 
-    def build(self, opt: ClippedOptimizer, settings: Settings, dtypes: frozenset[torch.dtype]) -> None:
-        """A table for the steps to come, if that can be, after a step by lists on tensors of these dtypes."""
+    def build(
+        self, opt: ClippedOptimizer, settings: Settings, device: torch.device, dtypes: frozenset[torch.dtype]
+    ) -> None:
+        """A table for the steps to come, if that can be, after a step by lists on such tensors."""
         self.table = None
         if self.wait > 0:
             self.wait -= 1
             return
         self.failures = 0 if self.served else self.failures + 1
         self.served = False
-        backend = dispatch.resolve(opt._call, _CPU, dtypes, settings.rules[0], opt.backend)
+        backend = dispatch.resolve(opt._call, device, dtypes, settings.rules[0], opt.backend)
         if self.failures >= _PATIENCE or backend.step_launcher is None:
             self.failures, self.wait = 0, _PAUSE
             return
         try:
-            self.table = Table(opt, settings, backend.step_launcher, dtypes)
+            self.table = Table(opt, settings, backend.step_launcher, device, dtypes)
         except ValueError:  # what a table cannot hold the lists can, or they say why not
             self.wait = _PAUSE
 
@@ -107,7 +123,9 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
     if planner is None or planner.table is None:
         return False
     table = planner.table
-    backend = dispatch.resolve(opt._call, _CPU, table.dtypes, table.rule, opt.backend)
+    if table.stands_aside():
+        return False  # the table stays for the steps to come
+    backend = dispatch.resolve(opt._call, table.device, table.dtypes, table.rule, opt.backend)
     if backend.step_launcher is not table.launcher or not table.step(opt, settings):
         planner.table = None
         return False
@@ -117,9 +135,12 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
 
 def prepare(opt: ClippedOptimizer, settings: Settings, todo: Work) -> None:
     """Called after a step by lists."""
-    if len(settings.tables) != 1 or any(batch.device != _CPU for batch in todo.batches.values()):
+    devices = {batch.device for batch in todo.batches.values()}
+    if len(settings.tables) != 1 or len(devices) != 1:
         return
     if opt._planner is None:
         opt._planner = Planner()
+    if opt._planner.table is not None:  # it stood aside
+        return
     dtypes = [batch.dtypes for batch in todo.batches.values()]
-    opt._planner.build(opt, settings, frozenset().union(*dtypes))
+    opt._planner.build(opt, settings, devices.pop(), frozenset().union(*dtypes))

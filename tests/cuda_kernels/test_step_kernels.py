@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_table import ByTable
 from cuda_on_cpu import backend as cuda_emulation
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -28,11 +29,21 @@ GUARD = 64  # bytes
 
 
 @pytest.fixture(scope="module")
-def ops() -> Backend:
+def by_lists() -> Backend:
     backend = dispatch.load("cuda") if torch.cuda.is_available() else cuda_emulation.load()
     if backend.why_not:
         pytest.skip(backend.why_not)
     return backend
+
+
+@pytest.fixture(scope="module", params=["by lists", "by a table"])
+def ops(request: pytest.FixtureRequest, by_lists: Backend) -> Backend:
+    """Both ways to a step."""
+    if request.param == "by lists":
+        return by_lists
+    if by_lists.step_launcher is None:
+        pytest.skip("fusedtrain._plan is not built")
+    return replace(by_lists, optim_step_=ByTable(by_lists.step_launcher))
 
 
 @pytest.fixture
@@ -148,18 +159,33 @@ def test_resident_blocks_do_not_matter(ops: Backend, resident: Callable[[int], N
 
 @pytest.mark.parametrize("rule", UPDATES)
 @pytest.mark.parametrize("flag", ["found_inf", "nonfinite"])
-def test_B6_a_skipped_step_changes_nothing(ops: Backend, rule: str, flag: str) -> None:
+def test_B6_a_skipped_step_changes_nothing(by_lists: Backend, rule: str, flag: str) -> None:
     made = case(rule, [(CHUNK + 9,), (), (3,), (0,)])
     made.norm, made.max_norm = torch.tensor(4.0), 1.0
     if flag == "found_inf":
         made.found_inf = torch.ones(1)
     else:
         made.nonfinite, made.skip_nonfinite = torch.tensor(1.0), True
-    ran = run(made, ops)
+    ran = run(made, by_lists)
     assert same(ran, made)
     assert int(ran.skipped) == 1
     assert float(ran.grad_norm) == 4.0
     assert float(ran.clip_coef) == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", UPDATES)
+@pytest.mark.parametrize("flag", ["found_inf", "nonfinite"])
+def test_B6_a_skipped_step_of_its_own_norm_changes_nothing(ops: Backend, rule: str, flag: str) -> None:
+    made = case(rule, [(CHUNK + 9,), (), (3,), (0,)])
+    if flag == "nonfinite":
+        made.grads[0][CHUNK] = math.nan
+    made.norm, made.nonfinite = reference.global_norm(made.grads, 2.0)
+    made.max_norm, made.skip_nonfinite = 1.0, True
+    made.found_inf = torch.full((1,), float(flag == "found_inf"))
+    ran = run(made, ops)
+    assert same(ran, replace(made, grad_norm=ran.grad_norm, clip_coef=ran.clip_coef))
+    assert int(ran.skipped) == 1
+    assert bool(ran.grad_norm.isnan()) == (flag == "nonfinite")
 
 
 def test_B7_what_a_buffer_holds_before_the_first_step_does_not_count(ops: Backend) -> None:
@@ -176,32 +202,32 @@ def test_B17_the_step_count_may_be_large(ops: Backend) -> None:
     assert [int(x) for x in run(made, ops).steps] == [2**24, 2**24 + 1, 2**24 + 1]
 
 
-def test_an_output_may_be_the_input(ops: Backend, resident: Callable[[int], None]) -> None:
+def test_an_output_may_be_the_input(by_lists: Backend, resident: Callable[[int], None]) -> None:
     """grad_norm written into the very norm that all blocks read."""
     resident(3)
     made = case("sgd", [(4 * CHUNK,)])
     made.norm, made.max_norm, made.inv_scale = torch.tensor(8.0), 1.0, torch.tensor(0.5)
-    expected = run(made, ops)
+    expected = run(made, by_lists)
     aliased = made.copy()
     aliased.norm = aliased.grad_norm = torch.tensor(8.0)
-    aliased.run(ops.optim_step_)
+    aliased.run(by_lists.optim_step_)
     assert same(aliased, expected)
     assert float(aliased.grad_norm) == 4.0
 
 
-def test_one_launch_and_memory_that_a_graph_owns(ops: Backend, resident: Callable[[int], None]) -> None:
+def test_one_launch_and_memory_that_a_graph_owns(by_lists: Backend, resident: Callable[[int], None]) -> None:
     library = cuda_emulation.emulator()
     made = case("adamw", [(100,)] * 70, table=[[0.1, 1.0, INF, 0.0, 0.9, 0.99, 1e-8, 0.0]] * 35)
     before = library.emu_launches()
-    expected = run(made, ops)
+    expected = run(made, by_lists)
     assert library.emu_launches() - before == 1
     library.emu_set_capturing(1)
     try:
-        captured = [run(made, ops) for _ in range(3)]
+        captured = [run(made, by_lists) for _ in range(3)]
     finally:
         library.emu_set_capturing(0)
         library.emu_destroy_graph()
-    assert all(same(x, expected) for x in [*captured, run(made, ops)])
+    assert all(same(x, expected) for x in [*captured, run(made, by_lists)])
 
 
 @pytest.mark.parametrize(
@@ -214,10 +240,10 @@ def test_one_launch_and_memory_that_a_graph_owns(ops: Backend, resident: Callabl
     ],
 )
 def test_a_malformed_call_is_refused_before_anything_is_written(
-    ops: Backend, change: dict[str, Any], match: str
+    by_lists: Backend, change: dict[str, Any], match: str
 ) -> None:
     made = replace(case("adamw", [(3,), (5,)]), **change)
     before = made.copy()
     with pytest.raises(RuntimeError, match=rf"fusedtrain\.optim_step_: .*{match}"):
-        made.run(ops.optim_step_)
+        made.run(by_lists.optim_step_)
     assert same(made, before)

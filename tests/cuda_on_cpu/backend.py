@@ -11,7 +11,7 @@ import torch
 
 from cuda_on_cpu import build
 from fusedtrain import dispatch, functional, rules, schemas
-from fusedtrain.backends import Backend
+from fusedtrain.backends import Backend, native
 
 NAMESPACE = "fusedtrain_emulated"
 
@@ -28,8 +28,10 @@ def emulator() -> ctypes.CDLL:
     functional.register_gradients(NAMESPACE)
     torch.ops.load_library(path)
     library = ctypes.CDLL(str(path))
-    library.emu_launches.restype = ctypes.c_int64
-    library.emu_set_resident_blocks.argtypes = [ctypes.c_int64]
+    for count in ("emu_launches", "emu_copies", "emu_copied_bytes"):
+        getattr(library, count).restype = ctypes.c_int64
+    for switch in ("emu_set_resident_blocks", "emu_set_current_stream", "emu_fail_launch_after"):
+        getattr(library, switch).argtypes = [ctypes.c_int64]
     return library
 
 
@@ -49,6 +51,7 @@ def load() -> Backend:
         dtypes=frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
         rules=frozenset(rules.ACTIVATIONS) | frozenset(rules.UPDATES),
         by_name_only=True,
+        step_launcher=native.step_launcher("cuda", emulator(), "cpu"),
         **ops,
     )
 

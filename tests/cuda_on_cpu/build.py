@@ -1,6 +1,6 @@
 """Builds the CUDA library for the CPU: the same kernels, launchers and bindings, compiled by g++ against an emulator.
 
-    python tests/cuda_on_cpu/build.py [act|norm|step [none|address|thread]]       prints the path of what it built
+    python tests/cuda_on_cpu/build.py [act|norm|step|plan [none|address|thread]]       prints the path of what it built
 
 By default that is the library of operators, for pytest; else a program without torch that runs the kernels of a part,
 for sanitizers.
@@ -138,6 +138,7 @@ PARTS = {
     ),
     "norm": ("global_norm.cu", "clip_scale.cu", "upload.cu"),
     "step": ("optim_step.cu", "upload.cu"),
+    "plan": ("device_plan.cu", "global_norm.cu", "optim_step.cu", "upload.cu"),
 }
 """The kernels of each driver."""
 

@@ -31,6 +31,11 @@ unsigned ballot(unsigned mask, bool predicate);
 // Runs `kernel` for every thread of every block; returns when all have.
 void launch(Index grid, Index block, const std::function<void()>& kernel);
 
+// What the current stream of a device is: a number, as nothing waits for anything here.
+uintptr_t current_stream();
+// Whether this launch is to fail.
+bool launch_fails();
+
 // How many blocks are resident at once on the device that is emulated.
 int64_t resident_blocks();
 
@@ -40,6 +45,13 @@ extern "C" {
 void emu_set_resident_blocks(int64_t blocks);
 // How many kernels have been launched since the program began.
 int64_t emu_launches();
+// How many copies to the device there have been since then, and of how many bytes.
+int64_t emu_copies();
+int64_t emu_copied_bytes();
+// Which stream is the current one; 0 at first.
+void emu_set_current_stream(int64_t stream);
+// How many launches from now on go well before one fails; negative, as at first, for all.
+void emu_fail_launch_after(int64_t launches);
 // Whether streams say that they are being captured. Objects that a graph would own are kept until emu_destroy_graph.
 void emu_set_capturing(int capturing);
 void emu_destroy_graph();

@@ -14,6 +14,7 @@ struct EmuUserObject {
 namespace {
 
 std::atomic<bool> capturing{false};
+std::atomic<int64_t> copies{0}, copied{0}, stream{0}, launches_until_failure{-1};
 std::mutex graph_lock;
 std::vector<EmuUserObject*> owned_by_graph;
 
@@ -39,6 +40,8 @@ cudaError_t cudaFreeHost(void* memory) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  copies.fetch_add(1);
+  copied.fetch_add(int64_t(bytes));
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -81,6 +84,21 @@ cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t object, unsi
 }
 cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned) { return cudaSuccess; }
 
+namespace emu {
+
+uintptr_t current_stream() { return uintptr_t(stream.load()); }
+
+bool launch_fails() {
+  if (launches_until_failure.load() < 0) return false;
+  return launches_until_failure.fetch_sub(1) == 0;
+}
+
+}  // namespace emu
+
+int64_t emu_copies() { return copies.load(); }
+int64_t emu_copied_bytes() { return copied.load(); }
+void emu_set_current_stream(int64_t to) { stream.store(to); }
+void emu_fail_launch_after(int64_t launches) { launches_until_failure.store(launches); }
 void emu_set_capturing(int on) { capturing.store(on != 0); }
 void emu_destroy_graph() {
   const std::lock_guard<std::mutex> guard(graph_lock);

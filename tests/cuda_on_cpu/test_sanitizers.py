@@ -52,6 +52,9 @@ PLANTED = {  # what: file, sources, replaced by, part, sanitizer that sees it, w
     "a wrong tail": (
         "step.cuh", "if (t < n - (end - head))", "if (t < n - (end - head) - 1)", "step", "none", "WRONG",
     ),
+    "a table overwritten that another stream has yet to read": (
+        "device_plan.cu", "nullptr && stream == stream_)", "nullptr)", "plan", "none", "WRONG",
+    ),
 }  # fmt: skip
 
 

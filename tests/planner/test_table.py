@@ -11,78 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import OPTIMIZERS, SHAPES, Pair, everything, give_gradients, has_table, parameters, place
 from torch import Tensor
 
 import fusedtrain as ft
 from fusedtrain import dispatch
-from fusedtrain.optim import planned
 
-pytest.importorskip("fusedtrain._plan")
-if dispatch.load("cpu").why_not:
-    pytest.skip(str(dispatch.load("cpu").why_not), allow_module_level=True)
-
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "SGD": lambda p, **kw: ft.optim.SGD(p, lr=0.1, **kw),
-    "momentum": lambda p, **kw: ft.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, **kw),
-    "Adam": lambda p, **kw: ft.optim.Adam(p, lr=0.01, weight_decay=0.1, **kw),
-    "AdamW": lambda p, **kw: ft.optim.AdamW(p, lr=0.01, amsgrad=True, **kw),
-    "Lion": lambda p, **kw: ft.optim.Lion(p, lr=0.01, **kw),
-}
-SHAPES = [(3, 5), (0,), (), (700, 60), (1, 4, 1)]
-
-
-def parameters(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES) -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-
-
-def give_gradients(params: list[torch.nn.Parameter], seed: int, without: tuple[int, ...] = ()) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for i, p in enumerate(params):
-        g = torch.randn(p.shape, generator=generator).to(p.dtype)
-        p.grad = None if i in without else g
-
-
-def has_table(opt: Any) -> bool:
-    return opt._planner is not None and opt._planner.table is not None
-
-
-def everything(opt: Any) -> list[Tensor]:
-    values = [p.detach() for g in opt.param_groups for p in g["params"]]
-    values += [s[k] for s in opt.state.values() for k in sorted(s) if isinstance(s[k], Tensor)]
-    return [*values, *(x for x in (opt.grad_norm, opt.clip_coef, opt.skipped_steps) if x is not None)]
-
-
-def assert_same(a: Any, b: Any) -> None:
-    ours, theirs = everything(a), everything(b)
-    assert len(ours) == len(theirs)
-    for x, y in zip(ours, theirs, strict=True):
-        assert x.dtype == y.dtype
-        assert torch.equal(x.nan_to_num(nan=7.25), y.nan_to_num(nan=7.25))
-
-
-class Pair:
-    """Two equal optimizers, one of which never has a table."""
-
-    def __init__(self, make: Callable[..., Any], dtype: torch.dtype = torch.float32, **settings: Any) -> None:
-        self.params, self.others = parameters(dtype), parameters(dtype)
-        self.opt, self.plain = make(self.params, **settings), make(self.others, **settings)
-        self.tables_used = 0
-
-    def step(self, seed: int, without: tuple[int, ...] = ()) -> None:
-        give_gradients(self.params, seed, without)
-        give_gradients(self.others, seed, without)
-        self.step_as_is()
-
-    def step_as_is(self) -> None:
-        before = self.opt._planner and self.opt._planner.table
-        self.opt.step()
-        self.tables_used += before is not None and self.opt._planner.table is before
-        self.plain._planner = planned.Planner()
-        self.plain._planner.wait = 1  # so none is built
-        self.plain.step()
-        assert not has_table(self.plain)
-        assert_same(self.opt, self.plain)
+pytestmark = pytest.mark.usefixtures("stepped_by")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -124,7 +59,7 @@ def test_raise_is_remembered() -> None:
         give_gradients(params, seed)
         opt.step()
     assert has_table(opt)
-    params[0].grad = torch.full((3, 5), float("inf"))
+    params[0].grad = torch.full((3, 5), float("inf"), device=place())
     opt.step()
     with pytest.raises(FloatingPointError, match="step 3"):
         opt.step()
@@ -134,7 +69,8 @@ def test_loss_scale_and_found_inf() -> None:
     pair = Pair(OPTIMIZERS["Adam"], max_norm=1.0)
     for seed, found in ((0, 0.0), (1, 0.0), (2, 1.0), (3, 0.0)):
         for opt in (pair.opt, pair.plain):
-            opt.grad_scale, opt.found_inf = torch.tensor(1024.0), torch.tensor(found)
+            opt.grad_scale = torch.tensor(1024.0, device=place())
+            opt.found_inf = torch.tensor(found, device=place())
         pair.step(seed)
     assert pair.tables_used == 3
     assert int(pair.opt.skipped_steps) == 1
@@ -164,7 +100,9 @@ def test_A17_gradients_freed_and_reallocated() -> None:
         pair.step(seed)
         for p in pair.params:
             p.grad = None
-        held = [torch.empty(n) for n in (15, 42_000, 1, 4, seed + 1)]  # takes the places of the gradients
+        held = [
+            torch.empty(n, device=place()) for n in (15, 42_000, 1, 4, seed + 1)
+        ]  # takes the places of the gradients
         pair.step(100 + seed)
         del held
     assert pair.tables_used == 15
@@ -193,16 +131,16 @@ def test_A17_exchanged_parameters_states_and_gradients() -> None:
         "state set_": lambda opt, ps: opt.state[ps[3]]["exp_avg"].set_(opt.state[ps[3]]["exp_avg"].clone()),
         "state strides": lambda opt, ps: transpose(opt.state[ps[3]]["exp_avg"]),
         "state dtype": lambda opt, ps: widen(opt.state[ps[3]]["exp_avg"]),
-        "step set_": lambda opt, ps: opt.state[ps[0]]["step"].set_(torch.tensor(9.0)),
+        "step set_": lambda opt, ps: opt.state[ps[0]]["step"].set_(torch.tensor(9.0, device=place())),
         "parameter swapped": lambda opt, ps: swap(ps[3]),
         "shared memory": lambda opt, ps: opt.state[ps[3]]["exp_avg_sq"].share_memory_(),
-        "step object": lambda opt, ps: opt.state[ps[0]].update(step=torch.tensor(9.0)),
+        "step object": lambda opt, ps: opt.state[ps[0]].update(step=torch.tensor(9.0, device=place())),
         "step memory": lambda opt, ps: replace(opt.state[ps[0]]["step"]),
         "the order of states": lambda opt, ps: opt.state.update({ps[0]: opt.state.pop(ps[0])}),
         "a state dict": lambda opt, ps: opt.load_state_dict(opt.state_dict()),
         "a forgotten state": lambda opt, ps: opt.state.pop(ps[0]),
         "amsgrad": lambda opt, ps: opt.param_groups[0].update(amsgrad=False),
-        "a group": lambda opt, ps: opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]}),
+        "a group": lambda opt, ps: opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, device=place()))]}),
         "the list of groups": lambda opt, ps: setattr(opt, "param_groups", [dict(g) for g in opt.param_groups]),
     }
     for name, change in changes.items():
@@ -224,7 +162,7 @@ def test_a_parameter_exchanged_in_its_group() -> None:
     pair.step(0)
     pair.step(1)
     for opt, params in ((pair.opt, pair.params), (pair.plain, pair.others)):
-        params[0] = opt.param_groups[0]["params"][0] = torch.nn.Parameter(torch.full((3, 5), 2.0))
+        params[0] = opt.param_groups[0]["params"][0] = torch.nn.Parameter(torch.full((3, 5), 2.0, device=place()))
     pair.step(2)
     pair.step(3)
     assert (pair.params[0] != 2).all()
@@ -245,11 +183,11 @@ def test_a_gradient_of_another_layout_dtype_or_kind_goes_by_lists() -> None:
         give_gradients(params, seed)
         opt.step()
     assert has_table(opt)
-    params[3].grad = torch.randn(60, 700).t()
+    params[3].grad = torch.randn(60, 700, device=place()).t()
     before = params[3].detach().clone()
     opt.step()
     assert not torch.equal(params[3], before)
-    params[3].grad = torch.randn(700, 60).to_sparse()
+    params[3].grad = torch.randn(700, 60, device=place()).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         opt.step()
 
@@ -267,7 +205,7 @@ def test_a_gradient_is_let_go_after_the_step() -> None:
         def __del__(self) -> None:
             dead.append(True)
 
-    params[0].grad = torch.ones(3, 5)
+    params[0].grad = torch.ones(3, 5, device=place())
     params[0].grad.memory = Memory()  # type: ignore[attr-defined]
     opt.step()
     opt.zero_grad()
@@ -317,16 +255,16 @@ def test_an_error_in_reading_a_gradient_propagates() -> None:
     assert table.refresh(opt.param_groups, opt.state)
     assert not table.refresh([], opt.state)
     with pytest.raises(RuntimeError, match="refresh"):
-        table.step(0, 0, None, 0.0, None, None, -1.0, False, None, None)
+        table.step(0, None, 0.0, None, None, -1.0, False, None, None)
 
 
-def test_shared_memory_is_refused() -> None:
-    launcher = dispatch.load("cpu").step_launcher
-    base = torch.zeros(8)
+def test_shared_memory_is_refused(backend: str) -> None:
+    launcher = dispatch.load(backend).step_launcher
+    base = torch.zeros(8, device=place())
     params = [torch.nn.Parameter(base[:5]), torch.nn.Parameter(base[4:])]
     for p in params:
         p.grad = torch.ones_like(p)
-    steps = [torch.zeros(()), torch.zeros(())]
+    steps = [torch.zeros((), device=place()) for _ in params]
     with pytest.raises(ValueError, match="share memory"):
         launcher.table([{"params": params}], [0], {}, (), [None, None], steps)
     with pytest.raises(ValueError, match="fewer states"):

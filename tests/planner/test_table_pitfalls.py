@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tables import place
 
 import fusedtrain as ft
+
+pytestmark = pytest.mark.usefixtures("stepped_by")
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": lambda p, **kw: ft.optim.SGD(p, lr=0.1, momentum=0.9, **kw),
@@ -27,7 +30,7 @@ def step(opt: Any, steps: int) -> None:
 
 
 def test_an_optimizer_that_its_parameter_refers_to_is_collected() -> None:
-    p = torch.nn.Parameter(torch.ones(3))
+    p = torch.nn.Parameter(torch.ones(3, device=place()))
     opt = ft.optim.AdamW([p])
     step(opt, 2)
     assert opt._planner is not None
@@ -40,31 +43,31 @@ def test_an_optimizer_that_its_parameter_refers_to_is_collected() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_A17_gradients_that_are_read_as_their_negative(name: str) -> None:
+def test_A17_gradients_that_are_read_as_their_negative(backend: str, name: str) -> None:
     """As autograd leaves them of 0-dim imaginary parts of conjugate numbers."""
     results = {}
-    for backend in ("cpu", "reference"):
-        a, b = (torch.nn.Parameter(torch.tensor(x)) for x in (1.0, 0.5))
-        opt = OPTIMIZERS[name]([a, b], backend=backend)
+    for by in (backend, "reference"):
+        a, b = (torch.nn.Parameter(torch.tensor(x, device=place())) for x in (1.0, 0.5))
+        opt = OPTIMIZERS[name]([a, b], backend=by)
         for k in range(4):
             opt.zero_grad()
             if k == 2:
-                a.grad, b.grad = torch.ones(()), torch.ones(())
+                a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
             else:
                 (torch.complex(a, b).conj() * torch.tensor(1 + 2j)).real.backward()
                 assert b.grad is not None
                 assert b.grad.is_neg()
             opt.step()
-        results[backend] = torch.stack([a.detach(), b.detach()])
-    torch.testing.assert_close(results["cpu"], results["reference"])
+        results[by] = torch.stack([a.detach(), b.detach()])
+    torch.testing.assert_close(results[backend], results["reference"])
 
 
 def test_a_parameter_that_is_read_as_its_negative() -> None:
-    base = torch.tensor([1.0, 2.0])
+    base = torch.tensor([1.0, 2.0], device=place())
     p = torch._neg_view(base).requires_grad_()
     opt = ft.optim.SGD([p], lr=0.5)
     for _ in range(3):
-        p.grad = torch.ones(2)
+        p.grad = torch.ones(2, device=place())
         opt.step()
     assert p.tolist() == [-2.5, -3.5]
     assert base.tolist() == [2.5, 3.5]
@@ -72,7 +75,7 @@ def test_a_parameter_that_is_read_as_its_negative() -> None:
 
 @pytest.mark.parametrize("which", ["parameter", "gradient", "state"])
 def test_A17_freed_storage_is_an_error(which: str) -> None:
-    p = torch.nn.Parameter(torch.ones(3, 5))
+    p = torch.nn.Parameter(torch.ones(3, 5, device=place()))
     opt = ft.optim.AdamW([p])
     step(opt, 2)
     p.grad = torch.ones_like(p)
@@ -83,11 +86,11 @@ def test_A17_freed_storage_is_an_error(which: str) -> None:
         opt.step()
 
 
-@pytest.mark.parametrize("place", ["meta", "cpu"])
-def test_another_default_device_is_nothing_to_a_step(place: str) -> None:
-    here, there = (ft.optim.AdamW([torch.nn.Parameter(torch.ones(3))], max_norm=1.0) for _ in range(2))
+@pytest.mark.parametrize("default", ["meta", "cpu"])
+def test_another_default_device_is_nothing_to_a_step(default: str) -> None:
+    here, there = (ft.optim.AdamW([torch.nn.Parameter(torch.ones(3, device=place()))], max_norm=1.0) for _ in range(2))
     step(there, 3)
-    with torch.device(place):
+    with torch.device(default):
         step(here, 3)
     assert torch.equal(here.param_groups[0]["params"][0], there.param_groups[0]["params"][0])
     assert here.grad_norm == there.grad_norm

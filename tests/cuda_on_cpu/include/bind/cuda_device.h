@@ -7,9 +7,12 @@ namespace ft {
 
 class OnDevice {
  public:
+  explicit OnDevice(int32_t) {}
   explicit OnDevice(const torch::stable::Tensor&) {}
-  cudaStream_t stream() const { return nullptr; }
+  cudaStream_t stream() const { return reinterpret_cast<cudaStream_t>(emu::current_stream()); }
 };
+
+torch::stable::Tensor empty_bytes(int64_t bytes, int32_t device);
 
 void check(cudaError_t error, const char* op);
 

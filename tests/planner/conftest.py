@@ -1,0 +1,25 @@
+"""Tables are tested with every backend that steps by them. Without a GPU that of CUDA is emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fusedtrain import dispatch
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def stepped_by(backend: str) -> Iterator[None]:
+    """Steps are by this backend, also where none is named."""
+    chosen = dispatch.load(backend)
+    if chosen.why_not or chosen.step_launcher is None:
+        pytest.skip(f"backend {backend}: {chosen.why_not or 'fusedtrain._plan is not built'}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSEDTRAIN_BACKEND", backend)
+        yield
