@@ -10,7 +10,7 @@ import math
 import numbers
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -74,12 +74,10 @@ def total_norm(
     parts: list[tuple[Tensor, Tensor]] = []
     double = False
     for shards, tensors in split.items():
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for x in tensors:
-            by_device.setdefault(x.device, []).append(x)
         here = []
+        by_device = _by_device(tensors)
         for device, xs in by_device.items():
-            dtypes = frozenset(x.dtype for x in xs)
+            dtypes = frozenset({x.dtype for x in xs})
             double |= torch.float64 in dtypes
             backend = dispatch.resolve(call, device, dtypes, want=want)
             here.append(backend.global_norm(xs, norm_type))  # type: ignore[misc]
@@ -114,16 +112,48 @@ def _combine(
     return backend.global_norm([norms], norm_type)[0], flags.max()  # type: ignore[misc]
 
 
-def _split(call: str, tensors: Iterable[Tensor], what: str) -> Split:
-    """The unique tensors, checked, as their local parts."""
-    unique: dict[int, Tensor] = {}
-    for i, x in enumerate(tensors):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{call}: {what} {i} is no tensor but {type(x).__name__}")
-        check_tensor(call, f"{what} {i}", x)
-        unique.setdefault(id(x), x)
+def _by_device(tensors: list[Tensor]) -> dict[torch.device, list[Tensor]]:
+    devices = {x.device for x in tensors}
+    if len(devices) == 1:
+        return {devices.pop(): tensors}
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for x in tensors:
+        by_device.setdefault(x.device, []).append(x)
+    return by_device
+
+
+def _check_types(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> None:
+    """Raises TypeError unless they are tensors; ``name(i)`` is for errors."""
+    if not all(issubclass(kind, Tensor) for kind in {type(x) for x in tensors}):
+        i, x = next((i, x) for i, x in enumerate(tensors) if not isinstance(x, Tensor))
+        raise TypeError(f"{call}: {name(i)} is no tensor but {type(x).__name__}")
+
+
+def _unique(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> list[Tensor]:
+    """The tensors, each once, checked."""
+    _check_types(call, tensors, name)
+    kinds = {(x.layout, x.dtype) for x in tensors}
+    if not all(layout == torch.strided and dtype.is_floating_point for layout, dtype in kinds):
+        for i, x in enumerate(tensors):
+            check_tensor(call, name(i), x)
+    return list({id(x): x for x in tensors}.values())
+
+
+def _locals(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors if _are_plain(tensors) else list(map(distributed.local, tensors))
+
+
+def _are_plain(tensors: list[Tensor]) -> bool:
+    """Whether there is no DTensor among them, as far as their types tell."""
+    return {type(x) for x in tensors} <= {Tensor, torch.nn.Parameter}
+
+
+def _split(tensors: list[Tensor]) -> Split:
+    """Their local parts."""
+    if _are_plain(tensors):
+        return {distributed.WHOLE: tensors} if tensors else {}
     split: Split = {}
-    for x in unique.values():
+    for x in tensors:
         x = distributed.without_pending_sum(x.detach())
         split.setdefault(distributed.shards(x), []).append(distributed.local(x))
     return split
@@ -148,7 +178,7 @@ def global_norm(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> T
     call = "fusedtrain.global_norm"
     norm_type = check_norm_type(call, norm_type)
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    return total_norm(call, _split(call, listed, "tensor"), norm_type)[0]
+    return total_norm(call, _split(_unique(call, listed, "tensor {}".format)), norm_type)[0]
 
 
 def _gradients(call: str, parameters: Tensor | Iterable[Tensor]) -> tuple[list[Tensor], torch.device]:
@@ -160,14 +190,10 @@ def _gradients(call: str, parameters: Tensor | Iterable[Tensor]) -> tuple[list[T
         parameters = list(parameters)
         if generator and not parameters:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
-    unique: dict[int, Tensor] = {}
-    for i, p in enumerate(parameters):
-        if not isinstance(p, Tensor):
-            raise TypeError(f"{call}: parameter {i} is no tensor but {type(p).__name__}")
-        if p.grad is not None:
-            check_tensor(call, f"the gradient of parameter {i}", p.grad)
-            unique.setdefault(id(p.grad), p.grad)
-    return list(unique.values()), parameters[0].device if parameters else _CPU
+    _check_types(call, parameters, "parameter {}".format)
+    there = [(i, g) for i, g in enumerate([p.grad for p in parameters]) if g is not None]
+    unique = _unique(call, [g for _, g in there], lambda k: f"the gradient of parameter {there[k][0]}")
+    return unique, parameters[0].device if parameters else _CPU
 
 
 @torch.no_grad()
@@ -206,7 +232,7 @@ def clip_grad_norm_(
     max_norm = check_bound(call, "max_norm", max_norm)
     norm_type = check_norm_type(call, norm_type)
     grads, home = _gradients(call, parameters)
-    norm, _ = total_norm(call, _split(call, grads, "gradient"), norm_type, home=home)
+    norm, _ = total_norm(call, _split(grads), norm_type, home=home)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
@@ -215,12 +241,8 @@ def clip_grad_norm_(
         )
     if max_norm == math.inf:
         return norm
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for g in grads:
-        here = distributed.local(g)
-        by_device.setdefault(here.device, []).append(here)
-    for device, here_grads in by_device.items():
-        backend = dispatch.resolve(call, device, frozenset(g.dtype for g in here_grads))
+    for device, here_grads in _by_device(_locals(grads)).items():
+        backend = dispatch.resolve(call, device, frozenset({g.dtype for g in here_grads}))
         backend.clip_scale_(here_grads, norm.to(device), max_norm)  # type: ignore[misc]
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(here_grads)

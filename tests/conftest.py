@@ -22,7 +22,7 @@ from fusedtrain import dispatch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton asks when it is imported, and kernels when they are defined
 
-# A shell starts what it puts in the background with interrupts ignored, and so would the processes be that tests interrupt.
+# A shell starts what it puts in the background with interrupts ignored; what tests start, to interrupt it, would be so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Derandomised: a run is a function of the source. Kernels that compile on first use know no deadline.
