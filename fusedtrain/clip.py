@@ -123,10 +123,12 @@ def _by_device(tensors: list[Tensor]) -> dict[torch.device, list[Tensor]]:
 
 
 def _check_types(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> None:
-    """Raises TypeError unless they are tensors; ``name(i)`` is for errors."""
-    if not all(issubclass(kind, Tensor) for kind in {type(x) for x in tensors}):
-        i, x = next((i, x) for i, x in enumerate(tensors) if not isinstance(x, Tensor))
-        raise TypeError(f"{call}: {name(i)} is no tensor but {type(x).__name__}")
+    """Raises TypeError unless they are tensors, or pass for them as proxies do; ``name(i)`` is for errors."""
+    if all(issubclass(kind, Tensor) for kind in {type(x) for x in tensors}):
+        return
+    for i, x in enumerate(tensors):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{call}: {name(i)} is no tensor but {type(x).__name__}")
 
 
 def _unique(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> list[Tensor]:

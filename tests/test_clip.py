@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -313,3 +314,15 @@ def test_bad_tensors() -> None:
         ft.global_norm([1.0])
     with pytest.raises(TypeError, match="parameter 0 is no tensor but str"):
         ft.clip_grad_norm_(["weight"], 1.0)
+
+
+def test_what_passes_for_a_tensor_is_one() -> None:
+    p = with_grads(torch.tensor([3.0, 4.0]))[0]
+    assert float(ft.clip_grad_norm_([weakref.proxy(p)], 1.0)) == 5.0
+    assert float(ft.global_norm([weakref.proxy(p.grad), torch.zeros(2)])) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_bad_gradient_is_named_by_its_parameter() -> None:
+    params = [Parameter(torch.zeros(2)), *with_grads(torch.ones(2), torch.ones(2), SPARSE)]
+    with pytest.raises(TypeError, match="gradient of parameter 3 is sparse"):
+        ft.clip_grad_norm_(params, 1.0)

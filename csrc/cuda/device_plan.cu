@@ -13,13 +13,6 @@ bool same_bytes(const void* a, const void* b, int64_t bytes) {
   return bytes == 0 || std::memcmp(a, b, size_t(bytes)) == 0;
 }
 
-cudaError_t upload(const char* from, char* to, int64_t bytes, cudaStream_t stream) {
-  Upload staged{size_t(bytes), stream};
-  if (staged.error() != cudaSuccess) return staged.error();
-  std::memcpy(staged.data(), from, size_t(bytes));
-  return staged.send(to, size_t(bytes));
-}
-
 }  // namespace
 
 void DevicePlan::draw(const StepCall& call) {
@@ -82,9 +75,9 @@ cudaError_t DevicePlan::step(const StepCall& call, cudaStream_t stream, const Al
   }
   char* const base = memory.get();
   if (!changed->empty()) {
-    const char* const from = image_.data() + changed->begin;
-    const cudaError_t error = upload(from, base + changed->begin, changed->end - changed->begin, stream);
-    if (error != cudaSuccess) return error;
+    const int64_t begin = changed->begin, bytes = changed->end - begin;
+    const auto copy = [&](char* to) { std::memcpy(to, image_.data() + begin, size_t(bytes)); };
+    if (const cudaError_t error = upload(base + begin, bytes, stream, copy)) return error;
   }
 
   StepArgs args = step_args(call, *layout_, base);

@@ -67,10 +67,7 @@ struct TableLayout {
 
   // Brings that to the device, in one copy.
   cudaError_t upload(const Row* from, const double* hyper_from, char* memory, cudaStream_t stream) const {
-    Upload staged{size_t(uploaded), stream};
-    if (staged.error() != cudaSuccess) return staged.error();
-    write(from, hyper_from, static_cast<char*>(staged.data()));
-    return staged.send(memory, size_t(uploaded));
+    return ft::upload(memory, uploaded, stream, [&](char* to) { write(from, hyper_from, to); });
   }
 };
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace ft {
 
@@ -29,5 +30,14 @@ class Upload {
   bool capturing_ = false;
   cudaError_t error_ = cudaSuccess;
 };
+
+// Brings `bytes` that write(memory) leaves there to the device, asynchronously, in one copy.
+template <class Write>
+cudaError_t upload(void* to, int64_t bytes, cudaStream_t stream, Write&& write) {
+  Upload staged{size_t(bytes), stream};
+  if (staged.error() != cudaSuccess) return staged.error();
+  write(static_cast<char*>(staged.data()));
+  return staged.send(to, size_t(bytes));
+}
 
 }  // namespace ft

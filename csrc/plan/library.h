@@ -16,7 +16,7 @@
 
 namespace ft {
 
-// None of these throws.
+// None of these throws; what release and delete_plan cannot do ends the process.
 struct StepLibrary {
   // Of the tensors that it holds: whether memory, shape, strides, type and device of each are what they were.
   int (*unchanged)(const void* held) = nullptr;

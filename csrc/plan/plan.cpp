@@ -82,6 +82,7 @@ PYBIND11_MODULE(_plan, m) {
            py::arg("tensor_type"), py::arg("parameter_type"), py::arg("groups"), py::arg("rows"), py::arg("state"),
            py::arg("keys"), py::arg("entries"), py::arg("steps"), py::arg("hold"), py::arg("library"),
            py::arg("on_host"))
+      .def("holds", &ft::StepTable::holds, py::arg("groups"), py::arg("state"))
       .def("refresh", &ft::StepTable::refresh, py::arg("groups"), py::arg("state"))
       .def("stands_aside", &ft::StepTable::stands_aside)
       .def("step", &ft::StepTable::step, py::arg("rule"), py::arg("hyper"), py::arg("norm_type"), py::arg("inv_scale"),

@@ -104,8 +104,7 @@ bool StepTable::read_here(PyObject* x, DLTensor& to) const {
 StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) {
   if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory");
   if (!device_) {
-    const auto type = seen.device.device_type;
-    if (on_host_ ? type != kDLCPU : type != kDLCUDA && type != kDLROCM) refuse("a device that is not the library's");
+    if (seen.device.device_type != (on_host_ ? kDLCPU : kDLCUDA)) refuse("a device that is not the library's");
     device_ = seen.device;
   }
   if (!same_device(seen.device, *device_)) refuse(std::string("a ") + what + " on another device than the first");
@@ -283,10 +282,14 @@ void StepTable::clear() {
   std::vector<py::object>().swap(kept_);
 }
 
+bool StepTable::holds(const py::object& groups, const py::object& state) {
+  return groups_unchanged(groups.ptr()) && states_unchanged(state.ptr());
+}
+
 bool StepTable::refresh(const py::object& groups, const py::object& state) {
   if (busy_) return false;  // another thread is in the middle of a step
   drop_gradients();
-  ready_ = groups_unchanged(groups.ptr()) && states_unchanged(state.ptr()) && take_tensors();
+  ready_ = holds(groups, state) && take_tensors();
   const bool valid = ready_;
   if (!valid) drop_gradients();
   return valid;
@@ -313,6 +316,10 @@ bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, co
                      const py::object& skipped_steps) {
   if (!ready_ || busy_)
     throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
+  struct DropGradients {
+    StepTable& table;
+    ~DropGradients() { table.drop_gradients(); }
+  } const whatever_happens{*this};
   StepCall call = {};
   DLTensor table;
   int32_t groups = 0;
@@ -363,7 +370,6 @@ bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, co
     status = library_.step(plan_.get(), &call, message, sizeof message);
   }
   busy_ = false;
-  drop_gradients();
   if (status == kFailed) throw std::runtime_error(message);
   return status == kStepped;
 }

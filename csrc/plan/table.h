@@ -17,7 +17,7 @@ class StepTable {
   // groups: the optimizer's param_groups; rows: the row of hyperparameters of each. state: the optimizer's state. For
   // each parameter with a gradient, in order: its entry in `state` (None if it has none), which has the states under
   // `keys`, and its count of steps. hold: the operator hold_tensors, to which functions of `library` belong. on_host:
-  // whether the library is one for tensors of the host, and not of CUDA or ROCm devices. Throws std::invalid_argument
+  // whether the library is one for tensors of the host, and not of CUDA devices. Throws std::invalid_argument
   // if any of it is not what a table can hold: plain dense tensors of floating types, all on one device of the library.
   StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
             const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
@@ -26,6 +26,9 @@ class StepTable {
   StepTable(const StepTable&) = delete;
   StepTable& operator=(const StepTable&) = delete;
 
+  // Whether the optimizer has the parameters and states that it had. Parameters and gradients are not looked into.
+  bool holds(const py::object& groups, const py::object& state);
+
   // Reads everything anew and takes the gradients. False if anything but the gradients' memory differs from what the
   // table was built from; it must be built anew then.
   bool refresh(const py::object& groups, const py::object& state);
@@ -33,9 +36,9 @@ class StepTable {
   // Whether step() would return false now: nothing is read for that.
   bool stands_aside() const;
 
-  // One step, after a refresh() that returned true; lets the gradients go. hyper may be on the host, the other tensors
-  // are on the device of the table. outputs: grad_norm, clip_coef and nonfinite in one row of three, or None. False,
-  // and nothing was done, where the library stood aside.
+  // One step, after a refresh() that returned true; lets the gradients go, whatever happens. hyper may be on the host,
+  // the other tensors are on the device of the table. outputs: grad_norm, clip_coef and nonfinite in one row of three,
+  // or None. False, and nothing was done, where the library stood aside.
   bool step(int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
             const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& outputs,
             const py::object& skipped_steps);

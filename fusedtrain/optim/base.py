@@ -210,7 +210,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> Settings:
         """The hyperparameters of this step; checked and tabulated anew only if any has changed."""
-        snapshot, known, seen = self._seen or (None, [], None)
+        mode = hyper.under_mode()  # then the table is of its tensors: for this step alone
+        snapshot, known, seen = (None if mode else self._seen) or (None, [], None)
         if seen is not None and snapshot is not None and snapshot.same(self.param_groups):
             return seen
         read = [self._get(group) for group in self.param_groups]
@@ -228,6 +229,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
             hyper.check_settings(f"{self._call}, group {i}", changed)
         hyper.check_shared(self._call, self.param_groups)
         settings = hyper.tabulate(self)
+        if mode:
+            return settings
         # What can change while it stays the same object is read every time.
         flat = list(chain.from_iterable(read))
         kinds = {*map(type, flat), *(type(x) for value in flat if type(value) is tuple for x in value)}

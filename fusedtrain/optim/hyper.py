@@ -146,6 +146,11 @@ def measures(group: Group) -> bool:
     return group["max_norm"] is not None or group["nonfinite"] != "propagate"
 
 
+def under_mode() -> bool:
+    """Whether a mode of torch's dispatcher, as FakeTensorMode, has a hand in the tensors that are made now."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 class Settings(NamedTuple):
     """The hyperparameters of one step."""
 
@@ -198,7 +203,7 @@ def table(rows: list[list[Any]]) -> Tensor:
                 for x in cells
             ]
         )
-    elif device is None and torch._C._len_torch_dispatch_stack() > 0:  # fake tensors, say: made by an operator
+    elif device is None and under_mode():  # fake tensors are made by an operator
         flat = torch.tensor([float(x) for x in cells], dtype=torch.float64, device="cpu")
     elif device is None:
         flat = torch.frombuffer(array.array("d", cells), dtype=torch.float64)

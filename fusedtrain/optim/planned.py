@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedtrain import dispatch
-from fusedtrain.optim import launch
+from fusedtrain.optim import hyper, launch
 from fusedtrain.optim.hyper import Settings
 from fusedtrain.optim.work import Work
 from fusedtrain.rules import UPDATES
@@ -53,40 +53,46 @@ class Table:
     def stands_aside(self) -> bool:
         """Whether the step of this moment is not for a table, although it may hold: one that is captured into a graph,
         which works on a table of its own, and one that a mode of torch's dispatcher wants to see."""
-        return torch._C._len_torch_dispatch_stack() > 0 or self.table.stands_aside()  # type: ignore[no-any-return]
+        return hyper.under_mode() or self.table.stands_aside()  # type: ignore[no-any-return]
 
     def step(self, opt: ClippedOptimizer, settings: Settings) -> bool:
         """Steps; or does nothing and returns False if the table no longer holds."""
         if settings.rules is not self.rules and settings.rules != self.rules:
             return False
-        scale, found_inf = launch.amp(opt)
-        table = settings.tables[self.rule]
-        if not table.is_cpu and table.device != self.device:
+        if not _all_here(opt, settings, self.device):
             return False
-        for x in (scale, found_inf, opt._skipped):
-            if x is not None and x.device != self.device:
-                return False
+        scale, found_inf = launch.amp(opt)
+        outputs = torch.empty(3, dtype=self.norm_dtype, device=self.device) if settings.measures else None
         if not self.table.refresh(opt.param_groups, opt.state):
             return False
-        outputs = torch.empty(3, dtype=self.norm_dtype, device=self.device) if settings.measures else None
-        stepped = self.launcher.step(
-            self.table,
-            self.rule,
-            table,
-            settings.norm_type if settings.measures else 0.0,
-            scale,
-            found_inf,
-            settings.max_norm,
-            settings.nonfinite != "propagate",
-            outputs,
-            opt._skipped,
-        )
+        try:
+            stepped = self.launcher.step(
+                self.table,
+                self.rule,
+                settings.tables[self.rule],
+                settings.norm_type if settings.measures else 0.0,
+                scale,
+                found_inf,
+                settings.max_norm,
+                settings.nonfinite != "propagate",
+                outputs,
+                opt._skipped,
+            )
+        except ValueError:  # a scalar that it cannot take; nothing was done, and the lists say what is wrong
+            return False
         if not stepped:
             return False
         torch.autograd.graph.increment_version(self.written)
         opt._outputs, opt._held = outputs, None
         opt._note(settings, None if outputs is None else outputs[2])
         return True
+
+
+def _all_here(opt: ClippedOptimizer, settings: Settings, device: torch.device) -> bool:
+    """Whether the scalars of a step are on its device; hyperparameters may be on the host."""
+    scalars = [getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None), opt._skipped]
+    scalars += [table for table in settings.tables.values() if not table.is_cpu]
+    return all(x.device == device for x in scalars if isinstance(x, torch.Tensor))
 
 
 class Planner:
@@ -124,7 +130,9 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
         return False
     table = planner.table
     if table.stands_aside():
-        return False  # the table stays for the steps to come
+        if not table.table.holds(opt.param_groups, opt.state):
+            planner.table = None  # else it stays for the steps to come
+        return False
     backend = dispatch.resolve(opt._call, table.device, table.dtypes, table.rule, opt.backend)
     if backend.step_launcher is not table.launcher or not table.step(opt, settings):
         planner.table = None
@@ -136,11 +144,14 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
 def prepare(opt: ClippedOptimizer, settings: Settings, todo: Work) -> None:
     """Called after a step by lists."""
     devices = {batch.device for batch in todo.batches.values()}
-    if len(settings.tables) != 1 or len(devices) != 1:
+    if len(settings.tables) != 1 or len(devices) != 1 or hyper.under_mode():
+        return
+    (device,) = devices
+    if not _all_here(opt, settings, device):
         return
     if opt._planner is None:
         opt._planner = Planner()
     if opt._planner.table is not None:  # it stood aside
         return
     dtypes = [batch.dtypes for batch in todo.batches.values()]
-    opt._planner.build(opt, settings, devices.pop(), frozenset().union(*dtypes))
+    opt._planner.build(opt, settings, device, frozenset().union(*dtypes))

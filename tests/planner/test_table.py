@@ -246,7 +246,7 @@ def test_versions_are_bumped() -> None:
     assert has_table(opt)
 
 
-def test_an_error_in_reading_a_gradient_propagates() -> None:
+def test_no_step_without_a_table_that_holds() -> None:
     params = parameters()
     opt = ft.optim.AdamW(params)
     give_gradients(params, 0)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tables import place
+from tables import give_gradients, has_table, parameters, place
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedtrain as ft
+from fusedtrain.optim import planned
 
 pytestmark = pytest.mark.usefixtures("stepped_by")
 
@@ -94,3 +97,93 @@ def test_another_default_device_is_nothing_to_a_step(default: str) -> None:
         step(here, 3)
     assert torch.equal(here.param_groups[0]["params"][0], there.param_groups[0]["params"][0])
     assert here.grad_norm == there.grad_norm
+
+
+class Watching(TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def stepped(**settings: Any) -> ft.optim.AdamW:
+    """After two steps, the second of which a table served."""
+    params = parameters()
+    give_gradients(params, 0)
+    opt = ft.optim.AdamW(params, lr=0.01, **settings)
+    opt.step()
+    opt.step()
+    assert has_table(opt)
+    return opt
+
+
+@pytest.mark.parametrize("mode", [Watching, lambda: FakeTensorMode(allow_non_fake_inputs=True)])
+def test_A17_no_table_is_built_under_a_mode(mode: Any) -> None:
+    """It would hold what the mode makes of the tensors, and not see when they are exchanged."""
+    opt = stepped()
+    opt.load_state_dict(opt.state_dict())
+    with mode():
+        opt.step()
+        assert not has_table(opt)
+    state = opt.state[opt.param_groups[0]["params"][0]]
+    opt.step()
+    replaced, state["exp_avg"].data = state["exp_avg"].data, torch.zeros_like(state["exp_avg"])
+    before = replaced.clone()
+    opt.step()
+    assert torch.equal(replaced, before)
+    assert state["exp_avg"].count_nonzero() > 0
+
+
+def test_settings_read_under_a_mode_are_for_that_step_alone() -> None:
+    opt = stepped()
+    opt.param_groups[0]["lr"] = 0.5
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        opt.step()
+    before = [p.detach().clone() for p in opt.param_groups[0]["params"]]
+    for _ in range(2):  # by lists and by a table
+        opt.step()
+    changed = [not torch.equal(p, b) for p, b in zip(opt.param_groups[0]["params"], before, strict=True)]
+    assert changed == [p.numel() > 0 for p in opt.param_groups[0]["params"]]
+
+
+def test_gradients_are_let_go_when_a_step_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs out of memory lets the gradients go and tries again with less."""
+    opt = stepped(max_norm=1.0)
+    params = opt.param_groups[0]["params"]
+
+    def watched() -> list[Any]:
+        return [weakref.ref(p.grad) for p in params]
+
+    grads = watched()
+    table = opt._planner.table.table  # type: ignore[union-attr]
+    assert table.refresh(opt.param_groups, opt.state)
+    with pytest.raises(ValueError, match="hyper"):
+        table.step(0, None, 0.0, None, None, -1.0, False, None, None)
+    opt.zero_grad()
+    assert [g() for g in grads] == [None] * len(grads)
+
+    give_gradients(params, 1)
+    grads = watched()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            opt.step()
+    opt.zero_grad()
+    assert [g() for g in grads] == [None] * len(grads)
+
+
+def test_a_scalar_that_a_table_cannot_take_is_refused_as_by_lists() -> None:
+    opt = stepped(max_norm=1.0)
+    opt.found_inf = torch.zeros((), dtype=torch.int32, device=place())  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match=r"optim_step_: found_inf"):
+        opt.step()
+
+
+def test_a_table_that_stands_aside_lets_former_states_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = stepped()
+    former = [weakref.ref(state["exp_avg"]) for state in opt.state.values()]
+    opt.state.clear()
+    monkeypatch.setattr(planned.Table, "stands_aside", lambda self: True)
+    for _ in range(3):
+        opt.step()
+    assert [x() for x in former] == [None] * len(former)
