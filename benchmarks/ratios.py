@@ -16,13 +16,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rows import QUICK, ROWS, Row
 
 import fusedtrain
 from fusedtrain import env
+from fusedtrain.bench.errors import BenchError, unknown
 from fusedtrain.bench.measure import measure, median_seconds, ratios, reason, timed
-from fusedtrain.bench.results import write_json
+from fusedtrain.bench.results import check_writable, write_json
 from fusedtrain.bench.setting import setting
 from fusedtrain.bench.timers import Wall
 
@@ -69,7 +71,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in rows:
         if "wrong" in row:
-            table.add_row(row["name"], row["baseline"], "", "", "[red]WRONG", "", row["wrong"])
+            table.add_row(row["name"], row["baseline"], "", "", "[red]WRONG", "", escape(row["wrong"]))
             continue
         spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
         target = f">= {row['target']:g}" if row["target"] is not None else f"<= {row['budget_us']:.0f} us"
@@ -87,8 +89,20 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="threads of torch")] = 2,
     only: Annotated[str, typer.Option(help="rows whose name contains this")] = "",
 ) -> None:
-    """Prints the ratios; exits with 1 if a row is wrong. A missed target is shown, and no failure: machines differ."""
+    """Prints the ratios, and writes rows as they come; exits with 1 if a row is wrong.
+
+    A missed target is shown, and no failure: machines differ.
+    """
     console = Console(width=None if sys.stdout.isatty() else 150)
+    chosen = [row for row in ROWS if only in row.name]
+    try:
+        if not chosen:
+            raise unknown("--only", only, "row", [row.name for row in ROWS])
+        if json_path is not None:
+            check_writable("--json", json_path)
+    except BenchError as error:
+        Console(stderr=True).print(f"error: {error}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(2) from None
     torch.set_num_threads(threads)
     rounds = min(rounds, 3) if quick else rounds
     console.print(
@@ -98,16 +112,14 @@ def main(
     command = "python benchmarks/ratios.py " + " ".join(sys.argv[1:])
     report: dict[str, Any] = {**setting(command), "threads": threads, "rows": []}
     clock = Wall(0.05 if quick else 0.3, threads)
-    for row in ROWS:
-        if only not in row.name:
-            continue
+    for row in chosen:
         load = os.getloadavg()[0]
         measured = figures(row, rounds, clock, quick)
         report["rows"].append({**measured, "load": [load, os.getloadavg()[0]]})
+        if json_path is not None:
+            write_json(json_path, report)
         console.print(f"  {row.name}: " + ("WRONG" if "wrong" in measured else f"{measured['ratio']:.2f}"))
     show(report["rows"], console)
-    if json_path is not None:
-        write_json(json_path, report)
     if any("wrong" in row for row in report["rows"]):
         raise typer.Exit(1)
 

@@ -52,6 +52,11 @@ class ActDropout:
     def once(self) -> tuple[str, ...]:
         return ()
 
+    def no_graph(self) -> str | None:
+        if self.mode != "backward":
+            return None
+        return "a CUDA graph of a backward needs its forward within: measure both, --mode full"
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``(x, dy)``."""
         generator = torch.Generator(device).manual_seed(self.seed)
@@ -142,7 +147,7 @@ class ActDropout:
         if abs(dropped - self.p) > 6 * sigma + 1 / rng.LEVELS:
             raise AssertionError(f"drops {dropped:.5f} of the elements instead of {self.p}")
 
-    def bytes(self, dtype: torch.dtype) -> int:
+    def bytes(self, dtype: torch.dtype, provider: str | None = None) -> int:
         """x once and y once; dy once, what the backward saves once, dx once."""
         n = self.shape[0] * self.shape[1] * dtype.itemsize
         wide = 2 * n if self.gated else n

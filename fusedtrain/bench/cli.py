@@ -67,14 +67,15 @@ def run(
         int | None, typer.Option(min=1, help=r"Of torch on the CPU. \[default: torch's; quick: 1]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all tensors.")] = 0,
-    rounds: Annotated[int | None, typer.Option(min=1, help=r"Each times every provider once. \[default: 15]")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help=r"Each times every provider once. \[default: 20]")] = None,
     seconds: Annotated[float | None, typer.Option(min=1e-4, help=r"Of one timing, at least. \[default: 0.1]")] = None,
     limit: Annotated[float | None, typer.Option(min=0, help=r"Seconds for the rounds of a row. \[default: 60]")] = None,
     json: Annotated[Path | None, typer.Option(help=r"Where the run goes. \[default: runs/bench-TIME.json]")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also a table for spreadsheets.")] = None,
     md: Annotated[Path | None, typer.Option(help="Also a table in Markdown.")] = None,
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit with 1 if the whole interval of a ratio of ours lies below this.")
+        float | None,
+        typer.Option(help="Exit with 1 if the interval of a ratio of ours lies below this, or there is none."),
     ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on with the next row when something of ours fails.")
@@ -91,7 +92,9 @@ def run(
         from fusedtrain.bench.run import run as measure_all
         from fusedtrain.bench.selection import Wanted
 
-        chosen = [*(suites or []), *(["scaling"] if scaling else [])]
+        chosen = list(suites or [])
+        if scaling:
+            chosen = [*(chosen or [name for name in _NAMES.split(", ") if name != "scaling" and not model]), "scaling"]
         wanted = Wanted(
             chosen, workload or [], providers, dtype, mode, model, device or plans.default_device(), seed, quick
         )
@@ -126,13 +129,16 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Even if the machines differ.")] = False,
     level: Annotated[float, typer.Option(min=0, max=1, help="Of significance, for all rows together.")] = 0.05,
     margin: Annotated[float, typer.Option(min=0, help="Relative difference that counts as none.")] = 0.05,
-    fail_slower: Annotated[bool, typer.Option("--fail-slower", help="Exit with 1 if a row is slower.")] = False,
+    bound: Annotated[float, typer.Option(min=0, help="Relative, of the interval of what has not changed.")] = 0.25,
+    fail_slower: Annotated[
+        bool, typer.Option("--fail-slower", help="Exit with 1 if a row is slower, or one of ours wrong or broken.")
+    ] = False,
 ) -> None:
     """Say for each row whether it became faster, slower, or neither, as far as the timings can tell."""
     with _told(_err()):
         from fusedtrain.bench import comparing
 
-        slower = comparing.show((before, after), force, level, margin, _out())
+        slower = comparing.show((before, after), force, level, margin, bound, _out())
     raise typer.Exit(1 if slower and fail_slower else 0)
 
 

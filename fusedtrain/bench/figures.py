@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusedtrain.bench import stats
-from fusedtrain.bench.measure import Row, by_visit, ratios, reason, timed
+from fusedtrain.bench.measure import Row, by_visit, bytes_of, ratios, reason, timed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Figure:
     """How many times as long the baseline takes: the median over the rounds."""
     ratio_low: float | None = None
     ratio_high: float | None = None
-    """Its bootstrap interval, 95 %."""
+    """Its 95 % interval; None with fewer than three visits."""
     share_of_copy: float | None = None
     """Of the copy bandwidth of the same run."""
     host_seconds: float | None = None
@@ -54,11 +54,11 @@ def figure(row: Row, provider: str, copy_bandwidth: float | None) -> Figure:
     low, high = stats.spread(found["seconds"])
     told |= {"seconds": seconds, "low": low, "high": high, **{key: found.get(key) for key in _OBSERVED}}
     if row["bytes"] and copy_bandwidth:
-        told["share_of_copy"] = row["bytes"] / seconds / copy_bandwidth
+        told["share_of_copy"] = bytes_of(row, provider) / seconds / copy_bandwidth
     if provider != row["baseline"] and timed(row, row["baseline"]):
         of_rounds = ratios(row, provider, row["baseline"])
         told["ratio"] = statistics.median(of_rounds)
-        told["ratio_low"], told["ratio_high"] = stats.median_interval(by_visit(row, of_rounds))
+        told["ratio_low"], told["ratio_high"] = stats.median_interval(by_visit(row, of_rounds)) or (None, None)
     return Figure(**told)
 
 
@@ -85,11 +85,18 @@ def failures(rows: list[Row]) -> list[str]:
 
 
 def below(rows: list[Row], least: float) -> list[str]:
-    """Providers of ours whose whole interval of the ratio lies under ``least``. The reference is the specification,
-    not a contender."""
+    """What there is to say against providers of ours: their whole interval of the ratio lies under ``least``, or there
+    is no interval, or nothing was measured at all. The reference is the specification, not a contender."""
     found = [f for row in rows for f in figures(row, None) if f.ours and f.provider != "fusedtrain-reference"]
-    return [
-        f"{f.workload}, {f.provider}: {f.ratio:.2f}, interval up to {f.ratio_high:.2f}"
-        for f in found
+    rated = [f for f in found if f.ratio is not None]
+    if not rated:
+        return [f"--fail-under {least:g} cannot tell: nothing of ours was measured beside its baseline"]
+    told = [
+        f"below {least:g}: {f.workload}, {f.provider}: {f.ratio:.2f}, interval up to {f.ratio_high:.2f}"
+        for f in rated
         if f.ratio_high is not None and f.ratio_high < least
     ]
+    few = [f"{f.workload}, {f.provider}" for f in rated if f.ratio_high is None]
+    if few:
+        told.append(f"--fail-under {least:g} cannot tell: fewer than three visits, more --rounds: {'; '.join(few)}")
+    return told

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
 import fusedtrain as ft
-from fusedtrain.bench import factory, stats
+from fusedtrain.bench import factory, stats, tables
 from fusedtrain.bench.act_dropout import ActDropout, named
 from fusedtrain.bench.act_providers import PLAIN
 from fusedtrain.bench.measure import Row, by_visit, median_seconds, ratios, timed
@@ -87,7 +87,7 @@ def of_model(whole: TrainStep, device: torch.device, rows: Sequence[Row], rounds
     Returns:
         ``model``; ``ours``, the provider; ``stock`` and ``fused``: seconds of ``forward``, ``backward`` and ``update``;
         ``sites``; ``share_update`` and ``share_act`` of the stock step; ``expected`` and ``measured``: how many times
-        as long the stock step takes, and ``measured_interval``. Or ``why_not``.
+        as long the stock step takes, and ``measured_interval``, None with too few visits. Or ``why_not``.
     """
     path, dtype = whole.path, whole.dtype
     by_name = {row["name"]: row for row in rows}
@@ -118,7 +118,7 @@ def of_model(whole: TrainStep, device: torch.device, rows: Sequence[Row], rounds
         "share_act": spent / stock.step,
         "expected": stock.step / max(stock.step - saved, 1e-12),
         "measured": stats.median(of_rounds),
-        "measured_interval": list(stats.median_interval(by_visit(row, of_rounds))),
+        "measured_interval": stats.median_interval(by_visit(row, of_rounds)),
     }
 
 
@@ -154,12 +154,12 @@ def lines(gains: dict[str, Any]) -> list[str]:
     """For people."""
     if "why_not" in gains:
         return [f"{gains['model']}: {gains['why_not']}"]
-    low, high = gains["measured_interval"]
+    low, high = gains["measured_interval"] or (None, None)
     sites = f"{len(gains['sites'])} places" if gains["sites"] else "no place that fuse_ takes"
     return [
         f"{gains['model']}, {gains['ours']} against {gains['baseline']}:",
         f"  clip + optimizer are {gains['share_update']:.1%} of the step",
         f"  activation + dropout are {gains['share_act']:.1%} of it ({sites})",
         f"  expected from these: {gains['expected']:.3f}x",
-        f"  measured: {gains['measured']:.3f}x ({low:.3f} to {high:.3f})",
+        f"  measured: {gains['measured']:.3f}x ({tables.interval(low, high, 3)})",
     ]

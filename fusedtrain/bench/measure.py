@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fusedtrain.bench import memory, observe
+from fusedtrain.bench import compiling, memory, observe
 from fusedtrain.bench.timers import Clock
 from fusedtrain.bench.workload import Call, Workload
 
@@ -37,8 +37,9 @@ class Measurement:
         row: what JSON can hold: ``name``, ``suite``, ``baseline``, ``device``, ``dtype``, ``clock``, ``bytes``, the
             facts of the workload, ``visits``, which are the numbers of their rounds, and ``providers``. Each of these
             has ``why_not`` if it cannot run here, ``failed`` if it raised, ``wrong`` if its result is not right, and
-            then no time; else ``seconds``, a list with an entry per round, ``max_error`` against fp64 and what was
-            observed. A row that does not fit into the memory has ``why_not`` itself, and no providers.
+            then no time; else ``seconds``, a list with an entry per round, ``max_error`` against fp64, ``bytes`` where
+            they are not the row's, and what was observed. A row that does not fit into the memory has ``why_not``
+            itself, and no providers.
 
     Raises:
         ValueError: a provider that the workload does not have.
@@ -86,25 +87,29 @@ class Measurement:
             self._found.clear()
             self.row["why_not"] = no_room
         for name in self._able:
-            self._found[name] |= _check(self._workload, name, self._device, self._dtype)
+            with compiling.limits():
+                self._found[name] |= _check(self._workload, name, self._device, self._dtype)
             self._told()
 
     def visit(self, rounds: int, limit: float = math.inf) -> None:
         """Times every provider once in each of so many rounds, so that what else the machine does then touches all
-        alike. No further round is begun ``limit`` seconds after the first one."""
-        calls = self._prepare()
-        if not calls:
-            return
-        self.row["visits"].append(0)
-        began = time.monotonic()
-        for done in range(rounds):
-            if done and time.monotonic() - began > limit:
-                break
-            self._round(calls)
+        alike; each round begins with another one, so that none has always the same one before it. No further round is
+        begun ``limit`` seconds after the first one."""
+        with compiling.limits():
+            calls = self._prepare()
+            if not calls:
+                return
+            self.row["visits"].append(0)
+            began = time.monotonic()
+            for done in range(rounds):
+                if done and time.monotonic() - began > limit:
+                    break
+                self._round(calls)
 
     def _round(self, calls: dict[str, Call]) -> None:
         timings: dict[str, float] = {}
-        for name in list(calls):
+        first = sum(self.row["visits"]) % len(calls) if calls else 0
+        for name in [*calls][first:] + [*calls][:first]:
             try:
                 timings[name] = self._clock.seconds(calls[name], self._found[name]["calls_per_timing"])
             except Exception as error:  # of one provider: the others still have a row
@@ -131,6 +136,9 @@ class Measurement:
                 call = self._workload.make(name, self._device, self._dtype, inputs)
                 if first:
                     self._found[name] |= {"calls_per_timing": self._clock.repeats(call), "seconds": []}
+                    moved = self._workload.bytes(self._dtype, name)
+                    if moved != self.row["bytes"]:
+                        self._found[name]["bytes"] = moved
                 else:
                     call()  # optimizers make their states in their first step
                 calls[name] = call
@@ -233,9 +241,14 @@ def by_visit(row: Row, values: Sequence[float]) -> list[list[float]]:
     return [part for part in parts if part]
 
 
+def bytes_of(row: Row, provider: str) -> int:
+    """Those that its work needs at least: the row's, unless it keeps something in another dtype."""
+    return row["providers"][provider].get("bytes", row["bytes"])
+
+
 def bandwidth(row: Row, provider: str) -> float:
     """Bytes per second, of the bytes that the work needs at least."""
-    return row["bytes"] / median_seconds(row, provider)
+    return bytes_of(row, provider) / median_seconds(row, provider)
 
 
 def ratio(row: Row, ours: str, theirs: str, summarize: Callable[[list[float]], float] = statistics.median) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fusedtrain import rules
-from fusedtrain.bench import availability
+from fusedtrain.bench import availability, checked_steps
 from fusedtrain.bench.accuracy import Accuracy, batch, one_thread
-from fusedtrain.bench.peers import BETAS, EPS, LR, MAX_NORM, PEERS, SETTINGS, WEIGHT_DECAY, Groups
+from fusedtrain.bench.checked_steps import CheckedSteps
+from fusedtrain.bench.peers import PEERS, TIMED, Groups, Settings, params_of
 from fusedtrain.bench.shapes import Shapes, count
-from fusedtrain.bench.step_providers import OURS, PROVIDERS
+from fusedtrain.bench.step_providers import OURS, OWN_DTYPE, PROVIDERS
 from fusedtrain.bench.workload import Call
 
-_CHECKED_STEPS = 2
+Values = Callable[[int, tuple[int, ...], torch.device, torch.dtype], Tensor]
 _SEEDS = 10**6
 """More than any list has tensors: the seeds of two runs with different ``--seed`` do not meet."""
 
@@ -27,8 +28,9 @@ _SEEDS = 10**6
 class OptimStep:
     """Clipping by global norm and a step of AdamW, gradients being there already.
 
-    Providers share parameters and gradients, and each has states of its own. Some of them write the clipped gradients;
-    after the first call there is nothing left to clip, which changes no provider's work.
+    Providers share parameters and gradients, and each has states of its own: in bf16 and fp16 ours are fp32, and those
+    of `OWN_DTYPE`, torch's AdamW among them, of the parameters' dtype, which is less to move and less to keep. Some
+    write the clipped gradients; after the first call there is nothing left to clip, which changes no provider's work.
     """
 
     name: str
@@ -39,6 +41,8 @@ class OptimStep:
     skip: tuple[str, ...] = ()
     """Providers that this list is too much for: a compiler takes minutes over a thousand tensors."""
     seed: int = 0
+    capturable: bool = False
+    """Whether its steps are to become a part of a CUDA graph."""
     suite: str = "optim"
     baseline: str = "torch-fused"
 
@@ -57,28 +61,42 @@ class OptimStep:
         """A graph of hundreds of tensors is compiled for the very tensors of its optimizer."""
         return ("torch-compiled",)
 
+    def no_graph(self) -> None:
+        return None
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Groups:
         """The parameters in their groups, with gradients: the same numbers for every provider of one device."""
-        first = _SEEDS * self.seed
-        params = [_parameter(first + i, shape, device, dtype) for i, shape in enumerate(self.shapes())]
+        return self._groups(_normal, device, dtype)
+
+    def _groups(self, values: Values, device: torch.device, dtype: torch.dtype) -> Groups:
+        params, first = [], 2 * _SEEDS * self.seed
+        for i, shape in enumerate(self.shapes()):
+            p = Parameter(values(first + 2 * i, shape, device, dtype))
+            p.grad = values(first + 2 * i + 1, shape, device, dtype)
+            params.append(p)
         return [[p] for p in params] if self.group_per_tensor else [params]
 
     def make(self, provider: str, device: torch.device, dtype: torch.dtype, inputs: Groups | None = None) -> Call:
         availability.check_provider(provider, PROVIDERS, self.name)
-        return PROVIDERS[provider](self.inputs(device, dtype) if inputs is None else inputs)
+        return PROVIDERS[provider](self.inputs(device, dtype) if inputs is None else inputs, self._settings(TIMED))
+
+    def _settings(self, settings: Settings) -> Settings:
+        return dataclasses.replace(settings, capturable=self.capturable)
 
     def check(self, provider: str, device: torch.device, dtype: torch.dtype) -> Accuracy:
-        """Two steps with the same gradients: every parameter as near to fp64 as torch's loop over plain operators."""
-        groups = self.inputs(device, dtype)
-        params = [p for group in groups for p in group]
+        """After the steps of `checked_steps`, every parameter as near to fp64 as torch's loop over plain operators."""
+        availability.check_provider(provider, PROVIDERS, self.name)
+        groups = self._groups(checked_steps.values, device, dtype)
+        params = params_of(groups)
         before = [p.detach().clone() for p in params]
         grads = [p.grad.detach() for p in params if p.grad is not None]
-        with one_thread():
-            coef = rules.clip_coefficient(rules.vector_norm(grads, 2.0), MAX_NORM)
-        call = self.make(provider, device, dtype, groups)
-        for _ in range(_CHECKED_STEPS):
-            for p, g in zip(params, grads, strict=True):
-                p.grad = g.clone()  # some providers write it
+        peer = PEERS.get(provider)
+        eps = TIMED.eps if peer is not None and peer.least_eps else checked_steps.EPS
+        steps = CheckedSteps.of(grads, eps)
+        call = PROVIDERS[provider](groups, self._settings(steps.settings))
+        for turn in range(len(checked_steps.SCALES)):
+            for p, x, g in zip(params, before, grads, strict=True):
+                p.grad = checked_steps.gradient(x, g, turn)  # some providers write it
             call()
         accuracy = Accuracy()
         with one_thread():
@@ -87,7 +105,7 @@ class OptimStep:
                     torch.cat([tensors[i].detach().flatten()[where] for i, where in part])
                     for tensors in (before, grads, params)
                 )
-                accuracy.add(stepped, _plain_steps(x, g, coef), _exact_steps(x, g, coef))
+                accuracy.add(stepped, steps.plain(x, g), steps.exact(x, g))
         return accuracy
 
     def needs(self, dtype: torch.dtype, providers: int) -> int:
@@ -99,10 +117,11 @@ class OptimStep:
         while_checked = 4 * n * size + states + 12 * n
         return max(while_timed, while_checked) + 64 * min(n, 2**25)
 
-    def bytes(self, dtype: torch.dtype) -> int:
-        """The gradients once for their norm; then all is read and, but for the gradients, written. Two fp32 states."""
+    def bytes(self, dtype: torch.dtype, provider: str | None = None) -> int:
+        """The gradients once for their norm; then all is read and, but for the gradients, written. Two fp32 states; of
+        providers that keep them in the dtype of the parameters, as torch's own, two of that."""
         n, size = count(self.shapes()), dtype.itemsize
-        states = 2 * max(4, size)
+        states = 2 * (size if provider in OWN_DTYPE else max(4, size))
         return n * (size + (2 * size + states) + (size + states))
 
     def facts(self) -> dict[str, Any]:
@@ -114,12 +133,6 @@ class OptimStep:
 def _normal(seed: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=device).to(dtype)
-
-
-def _parameter(i: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Parameter:
-    p = Parameter(_normal(2 * i, shape, device, dtype))
-    p.grad = _normal(2 * i + 1, shape, device, dtype)
-    return p
 
 
 def _parts(sizes: list[int], limit: int) -> Iterator[list[tuple[int, slice]]]:
@@ -138,24 +151,3 @@ def _parts(sizes: list[int], limit: int) -> Iterator[list[tuple[int, slice]]]:
                 part, room = [], limit
     if part:
         yield part
-
-
-def _exact_steps(x: Tensor, g: Tensor, coef: Tensor) -> Tensor:
-    """What the steps make of these elements, in fp64."""
-    p, g = x.double(), g.double() * coef
-    states: rules.States = (torch.zeros_like(p), torch.zeros_like(p))
-    for t in range(1, _CHECKED_STEPS + 1):
-        count = torch.tensor(float(t), dtype=torch.float64, device=x.device)
-        u, states = rules.adamw(p, g, states, count, *BETAS, EPS, WEIGHT_DECAY)
-        p = p - LR * u
-    return p
-
-
-def _plain_steps(x: Tensor, g: Tensor, coef: Tensor) -> Tensor:
-    """What torch's plain operators of that dtype make of them."""
-    p = Parameter(x.clone())
-    opt = torch.optim.AdamW([p], **SETTINGS, foreach=False)
-    for _ in range(_CHECKED_STEPS):
-        p.grad = g * coef.to(g.dtype)
-        opt.step()
-    return p.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def default_device() -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """Raises BenchError unless workloads can be run there."""
+    """The device, the CPU without a number. Raises BenchError unless workloads can be run there."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -53,7 +54,7 @@ def device_of(name: str) -> torch.device:
         raise BenchError("--device", name, "torch sees no GPU", "Choose --device cpu")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise BenchError("--device", name, f"there are {torch.cuda.device_count()} GPUs", "Count from 0")
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan:
@@ -65,6 +66,7 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
     device = device_of(wanted.device)
     if timing.cudagraph and device.type != "cuda":
         raise BenchError("--cudagraph", None, f"there are no CUDA graphs on {device}", "Choose --device cuda")
+    wanted = dataclasses.replace(wanted, device=str(device), cudagraph=timing.cudagraph)
     items = selection.items(wanted) if wanted.model is None else selection.of_model(wanted.model, wanted)
     ranks = selection.ranks(wanted)
     if outputs.fail_under is not None and not any(_comparable(item) for item in items):
@@ -95,7 +97,7 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
         path,
         command,
         options,
-        rounds=timing.rounds or (12 if quick else 15),
+        rounds=timing.rounds or (12 if quick else 20),
         seconds=timing.seconds or (0.02 if quick else 0.1),
         threads=threads,
         limit=timing.limit if timing.limit is not None else (1.5 if quick else 60.0),

@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
+from fusedtrain.bench import checked_steps, stats
 from fusedtrain.bench.accuracy import Accuracy
+from fusedtrain.bench.checked_steps import CheckedSteps
 from fusedtrain.bench.measure import Row
-from fusedtrain.bench.peers import MAX_NORM, SETTINGS
+from fusedtrain.bench.peers import TIMED, Settings
 from fusedtrain.bench.workload import Call
 
 ELEMENTS, TENSORS = 2**20, 16
@@ -44,9 +46,13 @@ class Ranks:
     def name(self) -> str:
         return f"scaling, ranks: {self.count}"
 
-    def measure(self, rounds: int, seconds: float, limit: float) -> Row:
-        """A row as `measure.measure` makes it, of the CPU: the slowest rank's time of each round. Every process has
-        one thread, so that on a machine with fewer cores than ranks they wait for each other."""
+    def measure(self, visits: Sequence[int], seconds: float, limit: float) -> Row:
+        """A row as `measure.Measurement` makes it, of the CPU: the slowest rank's time of each round. Every process has
+        one thread, so that on a machine with fewer cores than ranks they wait for each other.
+
+        Args:
+            visits: the rounds of each. They follow each other at once, with new tensors and optimizers each.
+        """
         row: Row = {
             "name": self.name,
             "suite": "scaling",
@@ -69,7 +75,7 @@ class Ranks:
         context = mp.get_context("spawn")
         outcome = context.Queue()
         limit = min(limit, 60.0)
-        arguments = (self, port, rounds, seconds, limit, outcome)
+        arguments = (self, port, list(visits), seconds, limit, outcome)
         processes = [context.Process(target=_worker, args=(i, *arguments), daemon=True) for i in range(self.count)]
         for process in processes:
             process.start()
@@ -98,14 +104,14 @@ def _outcome(outcome: Any, processes: Sequence[Any], seconds: float) -> dict[str
     return {"why_not": f"{len(processes)} processes were not done in time"}
 
 
-def _worker(rank: int, ranks: Ranks, port: int, rounds: int, seconds: float, limit: float, outcome: Any) -> None:
+def _worker(rank: int, ranks: Ranks, port: int, visits: list[int], seconds: float, limit: float, outcome: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks.count))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of torch about itself, once per process
     found: dict[str, Any]
     try:
         dist.init_process_group("gloo", rank=rank, world_size=ranks.count, timeout=timedelta(seconds=60))
-        found = {"providers": _timings(ranks, rounds, seconds, limit)}
+        found = _timings(ranks, visits, seconds, limit)
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:  # whatever stops one of them stops the row
@@ -117,74 +123,90 @@ def _worker(rank: int, ranks: Ranks, port: int, rounds: int, seconds: float, lim
 
 
 def _numbers(ranks: Ranks) -> list[tuple[Tensor, Tensor]]:
-    """Parameters and gradients, whole and the same on every rank."""
-    generator = torch.Generator().manual_seed(ranks.seed)
-    shape = (ELEMENTS // TENSORS // 64, 64)
-    drawn = [torch.randn(shape, generator=generator).to(ranks.dtype) for _ in range(2 * TENSORS)]
+    """Parameters and first gradients, whole and the same on every rank."""
+    shape, cpu = (ELEMENTS // TENSORS // 64, 64), torch.device("cpu")
+    first = 2 * TENSORS * ranks.seed
+    drawn = [checked_steps.values(first + i, shape, cpu, ranks.dtype) for i in range(2 * TENSORS)]
     return list(zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def _sharded(ranks: Ranks) -> list[Parameter]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (ranks.count,))
-    params = []
-    for x, g in _numbers(ranks):
-        p = Parameter(distribute_tensor(x, mesh, [Shard(0)]))
-        p.grad = distribute_tensor(g, mesh, [Shard(0)])
-        params.append(p)
+def _sharded(numbers: list[tuple[Tensor, Tensor]]) -> list[Parameter]:
+    params = [Parameter(_distributed(x)) for x, _ in numbers]
+    _give(params, [g for _, g in numbers])
     return params
 
 
-def _stepper(params: list[Parameter], **flags: Any) -> Call:
-    opt = torch.optim.AdamW(params, **SETTINGS, **flags)
+def _give(params: list[Parameter], grads: list[Tensor]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = _distributed(g)
+
+
+def _distributed(x: Tensor) -> Tensor:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(x, init_device_mesh("cpu", (dist.get_world_size(),)), [Shard(0)])
+
+
+def _stepper(provider: str, params: list[Parameter], settings: Settings) -> Call:
+    if provider == OURS:
+        import fusedtrain as ft
+
+        return ft.optim.AdamW(params, **settings.adamw(), max_norm=settings.max_norm).step
+    opt = torch.optim.AdamW(params, **settings.adamw(), fused=True)
 
     def call() -> None:
-        clip_grad_norm_(params, MAX_NORM)
+        clip_grad_norm_(params, settings.max_norm)
         opt.step()
 
     return call
 
 
-def _check(ranks: Ranks, ours: list[Parameter], theirs: list[Parameter]) -> Accuracy:
-    """One step against a lone process in fp64."""
-    exact = [Parameter(x.double()) for x, _ in _numbers(ranks)]
-    for p, (_, g) in zip(exact, _numbers(ranks), strict=True):
-        p.grad = g.double()
-    _stepper(exact)()
+def _check(numbers: list[tuple[Tensor, Tensor]]) -> Accuracy:
+    """The steps of `checked_steps`, against a lone process in fp64."""
+    steps = CheckedSteps.of([g for _, g in numbers])
+    params = _sharded(numbers)
+    call = _stepper(OURS, params, steps.settings)
+    for turn in range(len(checked_steps.SCALES)):
+        _give(params, [checked_steps.gradient(x, g, turn) for x, g in numbers])
+        call()
     accuracy = Accuracy()
-    for a, b, truth in zip(ours, theirs, exact, strict=True):
-        whole, plain = (x.detach().full_tensor() for x in (a, b))  # type: ignore[attr-defined]
-        accuracy.add(whole, plain, truth.detach())
+    for p, (x, g) in zip(params, numbers, strict=True):
+        whole: Tensor = p.detach().full_tensor()  # type: ignore[attr-defined]
+        accuracy.add(whole, steps.plain(x, g), steps.exact(x, g))
     return accuracy
 
 
-def _timings(ranks: Ranks, rounds: int, seconds: float, limit: float) -> dict[str, Any]:
-    import fusedtrain as ft
-
-    ours, theirs = _sharded(ranks), _sharded(ranks)
-    fused = ft.optim.AdamW(ours, **SETTINGS, max_norm=MAX_NORM)
-    calls = {OURS: fused.step, THEIRS: _stepper(theirs, fused=True)}
-    for call in calls.values():
-        call()
-    accuracy = _check(ranks, ours, theirs)
-    providers: dict[str, Any] = {name: {"seconds": []} for name in calls}
+def _timings(ranks: Ranks, visits: list[int], seconds: float, limit: float) -> dict[str, Any]:
+    """``providers`` and ``visits`` of the row."""
+    numbers = _numbers(ranks)
+    accuracy = _check(numbers)
+    providers: dict[str, Any] = {name: {"seconds": []} for name in (OURS, THEIRS)}
     providers[OURS] |= {"max_error": accuracy.error, "max_error_of_torch": accuracy.theirs}
+    done: list[int] = []
     began = time.monotonic()
-    for turn in range(rounds):
-        if _slowest(float(turn >= 5 and time.monotonic() - began > limit)):
+    for rounds in visits:
+        if len(done) >= stats.LEAST_VISITS and _slowest(float(time.monotonic() - began > limit)):
             break
-        for name, call in calls.items():
-            repeats = max(1, round(seconds / 10 / max(providers[name]["seconds"] or [seconds / 10])))
-            repeats = round(_slowest(float(repeats)))
-            dist.barrier()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            mean = _slowest((time.perf_counter() - start) / repeats)
-            providers[name]["seconds"].append(mean)
-    return providers
+        calls = {name: _stepper(name, _sharded(numbers), TIMED) for name in providers}
+        for call in calls.values():
+            call()
+        for turn in range(rounds):
+            for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+                providers[name]["seconds"].append(_timing(calls[name], providers[name]["seconds"], seconds))
+        done.append(rounds)
+    return {"providers": providers, "visits": done}
+
+
+def _timing(call: Call, before: list[float], seconds: float) -> float:
+    """The mean of so many calls as a tenth of ``seconds`` has room for."""
+    repeats = max(1, round(seconds / 10 / max(before or [seconds / 10])))
+    repeats = round(_slowest(float(repeats)))
+    dist.barrier()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return _slowest((time.perf_counter() - start) / repeats)
 
 
 def _slowest(value: float) -> float:

@@ -11,9 +11,11 @@ import torch
 from fusedtrain.bench import act_providers, clip_norm, gains, peers, scaling, step_providers, train_step
 from fusedtrain.bench.act_dropout import ActDropout, named
 from fusedtrain.bench.errors import BenchError, unknown
+from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.ranks import PROVIDERS as PROVIDERS_OF_RANKS
 from fusedtrain.bench.ranks import Ranks
 from fusedtrain.bench.scaling import Point
+from fusedtrain.bench.train_step import TrainStep
 from fusedtrain.bench.workload import SUITES, Workload
 from fusedtrain.bench.workloads import FOR_GPU, LEFT_OUT, QUICK, WORKLOADS
 
@@ -51,6 +53,7 @@ class Wanted:
     device: str = "cpu"
     seed: int = 0
     quick: bool = False
+    cudagraph: bool = False
 
 
 def providers(text: str) -> list[str] | None:
@@ -119,7 +122,7 @@ def of_model(path: str, wanted: Wanted) -> list[Item]:
             raise BenchError(option, value, "--model chooses what is measured", f"Leave {option} out")
     _check_options(wanted)
     only = providers(wanted.providers)
-    chosen = gains.workloads(path, DTYPES[wanted.dtype or "fp32"], wanted.seed)
+    chosen = [_capturable(w, wanted) for w in gains.workloads(path, DTYPES[wanted.dtype or "fp32"], wanted.seed)]
     found = [Item(w, of_workload(w, only, quick=True)) for w in chosen]
     return [item for item in found if item.providers]
 
@@ -187,7 +190,12 @@ def _with_options(workload: Workload, wanted: Wanted) -> Workload:
         if wanted.mode is not None:
             changes["mode"] = MODES[wanted.mode]
         return named(dataclasses.replace(workload, **changes))  # type: ignore[arg-type]
-    return dataclasses.replace(workload, **changes)  # type: ignore[type-var]
+    return _capturable(dataclasses.replace(workload, **changes), wanted)  # type: ignore[type-var]
+
+
+def _capturable(workload: Workload, wanted: Wanted) -> Workload:
+    steps = wanted.cudagraph and isinstance(workload, (OptimStep, TrainStep))
+    return dataclasses.replace(workload, capturable=True) if steps else workload  # type: ignore[type-var]
 
 
 def of_workload(workload: Workload, only: list[str] | None, quick: bool) -> list[str]:

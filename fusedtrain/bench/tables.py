@@ -7,10 +7,12 @@ import dataclasses
 import io
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fusedtrain.bench.figures import Figure, figures, of_results
 from fusedtrain.bench.measure import Row
+from fusedtrain.bench.workload import SUITES
 
 
 def duration(seconds: float | None) -> str:
@@ -41,7 +43,12 @@ def spread(f: Figure) -> str:
 def ratio(f: Figure) -> str:
     if f.ratio is None:
         return ""
-    return f"{f.ratio:.2f}x ({f.ratio_low:.2f} to {f.ratio_high:.2f})"
+    return f"{f.ratio:.2f}x ({interval(f.ratio_low, f.ratio_high)})"
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """A dash where too few visits tell none."""
+    return "-" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def lines(row: Row, copy_bandwidth: float | None) -> list[str]:
@@ -66,7 +73,8 @@ def table(results: dict[str, Any]) -> Table:
     shown = Table(
         title="fusedtrain bench",
         caption="ratio: how many times as long the baseline of the row takes, median of the rounds and its 95 % "
-        "interval. copy: share of the copy bandwidth. error: against fp64, in torch's own.",
+        "interval, - with fewer than three visits. copy: share of the copy bandwidth. error: against fp64, in torch's "
+        "own.",
     )
     for column in ("workload", "provider"):
         shown.add_column(column)
@@ -78,12 +86,12 @@ def table(results: dict[str, Any]) -> Table:
             continue
         name, last = ("" if f.workload == last else f.workload), f.workload
         if f.seconds is None:
-            shown.add_row(name, f.provider, f"[red]{f.reason}")
+            shown.add_row(escape(name), escape(f.provider), f"[red]{escape(f.reason)}")
             continue
         share = "" if f.share_of_copy is None else f"{f.share_of_copy:.0%}"
         shown.add_row(
-            name, f.provider, duration(f.seconds), spread(f), ratio(f), share, size(f.peak_bytes), size(f.saved_bytes),
-            error(f),
+            escape(name), escape(f.provider), duration(f.seconds), spread(f), ratio(f), share, size(f.peak_bytes),
+            size(f.saved_bytes), error(f),
         )  # fmt: skip
     return shown
 
@@ -139,12 +147,16 @@ def markdown_row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def _what(suite: str) -> list[str]:
+    return [f"{SUITES[suite][0].upper()}{SUITES[suite][1:]}.", ""] if suite in SUITES else []
+
+
 def as_markdown(results: dict[str, Any]) -> str:
     """A table for each suite."""
     shown: list[str] = []
     head = ("workload", "provider", "time", "spread", "ratio (95 %)", "of copy", "peak", "saved", "error / torch's")
     for suite in dict.fromkeys(row["suite"] for row in results["rows"]):
-        shown += [f"### {suite}", "", markdown_row(*head), "|" + "---|" * len(head)]
+        shown += [f"### {suite}", "", *_what(suite), markdown_row(*head), "|" + "---|" * len(head)]
         for f in of_results(results):
             if f.suite == suite and f.seconds is not None:
                 share = "" if f.share_of_copy is None else f"{f.share_of_copy:.0%}"

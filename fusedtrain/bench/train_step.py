@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 import fusedtrain as ft
 from fusedtrain.bench import availability, factory
 from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.factory import Training
 from fusedtrain.bench.optim_step import OptimStep
-from fusedtrain.bench.peers import MAX_NORM, SETTINGS
+from fusedtrain.bench.peers import TIMED
 from fusedtrain.bench.shapes import Shapes, count
 from fusedtrain.bench.step_providers import OURS
+from fusedtrain.bench.step_providers import PROVIDERS as STEPS
 from fusedtrain.bench.workload import Call
 
-_TORCH: dict[str, dict[str, Any]] = {"torch-fused": {"fused": True}, "torch-foreach": {"foreach": True}}
-PROVIDERS = [*OURS, *_TORCH]
+PROVIDERS = [*OURS, "torch-fused", "torch-foreach"]
+"""Of the step, those of `step_providers`."""
 MODELS = {
     "transformer encoder": "fusedtrain.bench.models:encoder",
     "MLP": "fusedtrain.bench.models:mlp",
@@ -60,6 +61,8 @@ class TrainStep:
     host_bound: bool = True
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    capturable: bool = False
+    """Whether its steps are to become a part of a CUDA graph."""
     suite: str = "model"
     baseline: str = "torch-fused"
 
@@ -77,28 +80,23 @@ class TrainStep:
     def once(self) -> tuple[str, ...]:
         return ()
 
+    def no_graph(self) -> None:
+        return None
+
     def inputs(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing is shared: each provider has its own model, of the same numbers."""
 
     def phases(self, provider: str, device: torch.device, dtype: torch.dtype) -> Phases:
         training, sites = self._build(provider, device, dtype)
         params = [p for p in training.model.parameters() if p.requires_grad]
-        opt: torch.optim.Optimizer
-        if provider in OURS:
-            opt = ft.optim.AdamW(params, **SETTINGS, max_norm=MAX_NORM, backend=OURS[provider])
-        else:
-            opt = torch.optim.AdamW(params, **SETTINGS, **_TORCH[provider])
 
-        def update() -> None:
-            if provider not in OURS:
-                clip_grad_norm_(params, MAX_NORM)
-            opt.step()
+        settings = dataclasses.replace(TIMED, capturable=self.capturable)
 
         def backward(loss: Tensor) -> None:
-            opt.zero_grad()
+            training.model.zero_grad()
             loss.backward()
 
-        return Phases(training.loss, backward, update, sites)
+        return Phases(training.loss, backward, STEPS[provider]([params], settings), sites)
 
     def _build(self, provider: str, device: torch.device, dtype: torch.dtype) -> tuple[Training, list[str]]:
         training = factory.build(self.path, device, dtype, self.seed)
@@ -137,9 +135,11 @@ class TrainStep:
         error = float((g - truth).norm())
         if not error <= 2 * plain:
             raise AssertionError(f"gradients err {error:.3e} against fp64, more than twice torch's {plain:.3e}")
-        return OptimStep(self.name, lambda: shapes_of(self.path)).check(provider, device, dtype)
+        return OptimStep(self.name, lambda: shapes_of(self.path), capturable=self.capturable).check(
+            provider, device, dtype
+        )
 
-    def bytes(self, dtype: torch.dtype) -> int:
+    def bytes(self, dtype: torch.dtype, provider: str | None = None) -> int:
         """Nothing that is known: a step is bound by its matrix products."""
         return 0
 

@@ -13,7 +13,8 @@ Call = Callable[[], object]
 """What is timed."""
 
 SUITES = {
-    "optim": "clipping by global norm and an AdamW step, gradients being there already",
+    "optim": "clipping by global norm and an AdamW step, gradients being there already. Ours has fp32 states; torch's "
+    "own steps, optimi, flashoptim and torchao keep theirs in the parameters' dtype, in bf16 fewer bytes to move",
     "clip": "clipping by global norm alone",
     "act": "activation + dropout, forward and backward",
     "model": "whole training steps of a model",
@@ -52,6 +53,9 @@ class Workload(Protocol):
     def once(self) -> Sequence[str]:
         """Providers that take minutes to make: they are made, and timed, in the first visit only."""
 
+    def no_graph(self) -> str | None:
+        """Why no CUDA graph of its calls says anything, or None."""
+
     def needs(self, dtype: torch.dtype, providers: int) -> int:
         """Bytes of memory that it takes, about, with so many providers beside each other."""
 
@@ -65,8 +69,9 @@ class Workload(Protocol):
         """Raises AssertionError unless the provider's result is right: as near to fp64 as torch's plain operators of
         that dtype are, and, for dropout, of the mask that it should have. Returns how near."""
 
-    def bytes(self, dtype: torch.dtype) -> int:
-        """The least that must be read from and written to the memory of the device; 0 if that bounds nothing."""
+    def bytes(self, dtype: torch.dtype, provider: str | None = None) -> int:
+        """The least that must be read from and written to the memory of the device; 0 if that bounds nothing.
+        ``provider``: with what this one keeps in another dtype than ours do."""
 
     def facts(self) -> dict[str, Any]:
         """Numbers that say how large it is, for the report: ``tensors``, ``elements``, ``mode``."""

@@ -63,8 +63,8 @@ def row(name: str, **providers: list[float]) -> dict[str, Any]:
 
 
 def _visits(rounds: int) -> list[int]:
-    """Of three rounds each."""
-    return [min(3, rounds - begin) for begin in range(0, rounds, 3)]
+    """Of two rounds each."""
+    return [min(2, rounds - begin) for begin in range(0, rounds, 2)]
 
 
 def timings(

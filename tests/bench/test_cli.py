@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, workloads
+from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, selection, tables, train_step, workloads
 
 from .conftest import Run, results, timings, write
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+MODEL = "fusedtrain.bench.models:mlp"
 ONE = "clip + AdamW, 148 tensors of 1"
 FAST = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")
 
@@ -144,20 +146,37 @@ def test_fail_under_looks_at_the_whole_interval(bench: Run, tmp_path: Path, monk
     def slow_step(provider: str) -> object:
         make = optim_step.PROVIDERS[provider]
 
-        def slow(groups: object) -> object:
-            call = make(groups)
+        def slow(groups: object, settings: object) -> object:
+            call = make(groups, settings)
             return lambda: (call(), time.sleep(0.02))
 
         return slow
 
     monkeypatch.setitem(optim_step.PROVIDERS, "fusedtrain-cpu", slow_step("torch-loop"))
     monkeypatch.setattr(optim_step.availability, "backend_refusal", lambda *args: None)
-    common = ("--workload", ONE, "--providers", "fusedtrain-cpu,torch-fused", *FAST, "--json", tmp_path / "run.json")
+    few = ("--workload", ONE, "--providers", "fusedtrain-cpu,torch-fused", *FAST, "--json", tmp_path / "run.json")
+    common = (*few, "--rounds", "9")
     assert bench("run", *common).exit_code == 0
     done = bench("run", *common, "--fail-under", "1.0")
     assert done.exit_code == 1
     assert "below 1: clip + AdamW, 148 tensors of 1, fusedtrain-cpu" in " ".join(done.output.split())
     assert bench("run", *common, "--fail-under", "0.0001").exit_code == 0
+    done = bench("run", *few, "--fail-under", "0.0001")
+    assert done.exit_code == 1
+    told = "cannot tell: fewer than three visits, more --rounds: clip + AdamW, 148 tensors of 1, fusedtrain-cpu"
+    assert told in " ".join(done.output.split())
+    assert "x (-)" in done.output
+
+
+def test_fail_under_does_not_pass_what_was_not_measured(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim_step.availability, "backend_refusal", lambda *args: "was not built")
+    common = ("--workload", ONE, "--providers", "fusedtrain-cpu,torch-fused", *FAST, "--json", tmp_path / "run.json")
+    assert bench("run", *common).exit_code == 0
+    done = bench("run", *common, "--fail-under", "1.0")
+    assert done.exit_code == 1
+    assert "nothing of ours was measured" in " ".join(done.output.split())
 
 
 def test_an_interrupted_run_keeps_its_finished_rows(tmp_path: Path) -> None:
@@ -204,6 +223,105 @@ def test_a_package_that_is_missing_is_named(bench: Run, tmp_path: Path, monkeypa
     done = bench("report", run)
     assert done.exit_code == 2
     assert "needs jinja2" in " ".join(done.output.split()) and "pip install 'fusedtrain[bench]'" in done.output
+
+
+@pytest.mark.parametrize("reason", ["OSError: [/usr/lib/x.so]: no such file", "[bold]x[/red]"])
+def test_reasons_are_text_and_no_markup(reason: str) -> None:
+    run_ = results(**timings(0, 2.0))
+    run_["rows"][0]["providers"]["fusedtrain-cuda"] = {"failed": reason}
+    run_["rows"][0]["name"] = "[/gelu]"
+    console = run.Console(file=io.StringIO(), width=200)
+    console.print(tables.table(run_))
+    assert reason in console.file.getvalue() and "[/gelu]" in console.file.getvalue()
+
+
+def test_scaling_adds_its_suite(bench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(run, "run", lambda plan, console: seen.append(plan) or 0)
+    path = tmp_path / "run.json"
+    for arguments in (["--scaling"], ["--scaling", "clip"], ["scaling"]):
+        assert bench("run", "--quick", *arguments, "--json", path).exit_code == 0
+    suites = [list(dict.fromkeys(item.workload.suite for item in plan.items)) for plan in seen]
+    assert suites == [["optim", "clip", "act", "model", "scaling"], ["clip", "scaling"], ["scaling"]]
+
+
+def test_the_cpu_has_no_number(bench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(run, "run", lambda plan, console: seen.append(plan) or 0)
+    for device in ("cpu", "cpu:0"):
+        assert bench("run", "--device", device, "--json", tmp_path / "run.json").exit_code == 0
+    names = [[item.workload.name for item in plan.items] for plan in seen]
+    assert names[0] == names[1]
+    assert {str(plan.device) for plan in seen} == {plan.options["device"] for plan in seen} == {"cpu"}
+
+
+def test_a_run_on_a_gpu_with_a_number_is_on_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be seen without one."""
+    order = []
+    monkeypatch.setattr(torch.cuda, "set_device", order.append)
+
+    def stop(plan: run.Plan) -> float:
+        order.append("copied")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_copy_bandwidth", stop)
+    device = torch.device("cuda", 1)
+    plan = run.Plan([], device, tmp_path / "run.json", "", {}, threads=torch.get_num_threads())
+    with pytest.raises(KeyboardInterrupt):
+        run.run(plan, run.Console(file=io.StringIO()))
+    assert order == [device, "copied"]
+
+
+def test_what_no_cuda_graph_can_say_is_a_row_with_the_reason(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    plan = run.Plan([], torch.device("cpu"), tmp_path / "run.json", "", {}, cudagraph=True, threads=threads)
+    item = run.Item(workloads.WORKLOADS["clip, 1000 tensors of 100"], ["torch-foreach"])
+    measurement = run._checked(plan, item, 1.0, run.Watch(run.Console(file=io.StringIO()), 1))
+    measurement.visit(2)
+    assert measurement.row["providers"] == {} and "one bound for ever" in measurement.row["why_not"]
+
+
+def test_options_of_a_cuda_graph_reach_the_steps() -> None:
+    wanted = selection.Wanted(cudagraph=True, quick=True)
+    found = [item.workload for item in selection.items(wanted) + selection.of_model(MODEL, wanted)]
+    steps = [w for w in found if isinstance(w, (optim_step.OptimStep, train_step.TrainStep))]
+    assert len(steps) >= 6 and all(step.capturable for step in steps)
+
+
+def test_quick_leaves_out_what_compiles_unless_it_is_named() -> None:
+    wanted = selection.Wanted(workloads=[ONE], quick=True)
+    (item,) = selection.items(wanted)
+    assert not set(item.providers) & {"torch-compiled", "torchao", "heavyball", "deepspeed-cpu"}
+    (named,) = selection.items(dataclasses.replace(wanted, providers="heavyball,torchao"))
+    assert named.providers == ["torchao", "heavyball"]
+
+
+def test_what_stops_a_run_is_told_although_the_disk_is_full(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json, full = run.write_json, []
+
+    def writing(path: Path, value: object) -> None:
+        if full:
+            raise run.BenchError("writing", path, "No space left on device", "Make room")
+        write_json(path, value)
+
+    def stop(*args: object) -> None:
+        full.append(True)
+        raise RuntimeError("the real reason")
+
+    monkeypatch.setattr(run, "write_json", writing)
+    monkeypatch.setattr(run.Measurement, "visit", stop)
+    monkeypatch.setattr(run.fits, "of_rows", lambda rows: 1 / 0)
+    done = bench("run", "--workload", ONE, "--providers", "torch-fused", *FAST, "--json", tmp_path / "run.json")
+    assert isinstance(done.exception, RuntimeError) and str(done.exception) == "the real reason"
+
+
+def test_a_run_of_few_rounds_warns_that_it_cannot_be_compared(bench: Run, tmp_path: Path) -> None:
+    common = ("--workload", ONE, "--providers", "torch-fused", *FAST, "--json", tmp_path / "run.json")
+    told = f"fewer than 3 visits of {ONE}: no interval, and nothing for bench compare"
+    assert told in " ".join(bench("run", *common).output.split())
+    assert "fewer than 3 visits" not in bench("run", *common, "--rounds", "6").output
 
 
 def test_quick_takes_small_workloads_of_every_suite() -> None:

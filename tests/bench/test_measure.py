@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import subprocess
@@ -9,15 +11,18 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from fusedtrain.bench import bandwidth, budgets, memory, observe, tables
+from fusedtrain.bench import bandwidth, budgets, figures, memory, observe, tables
 from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.budgets import Budget
-from fusedtrain.bench.compiling import compiled
+from fusedtrain.bench.compiling import compiled, limits
 from fusedtrain.bench.measure import Measurement, by_visit, measure, median_seconds, ratios, timed
+from fusedtrain.bench.measure import bandwidth as bytes_per_second
 from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.timers import Wall
 
@@ -71,7 +76,8 @@ CALLS = {"ours": lambda: None, "theirs": lambda: 1}
 def test_rounds_are_in_turn_and_only_the_right_are_timed() -> None:
     clock = Counted({CALLS["ours"]: 1.0, CALLS["theirs"]: 3.0})
     row = measure(Played("played", list), CPU, clock, rounds=3, observed=False)
-    assert clock.order == [CALLS["ours"], CALLS["theirs"]] * 3
+    ours, theirs = CALLS["ours"], CALLS["theirs"]
+    assert clock.order == [ours, theirs, theirs, ours, ours, theirs]
     assert ratios(row, "ours", "theirs") == [3.0] * 3
     found = row["providers"]
     assert found["wrong"] == {"wrong": "far off"}
@@ -172,7 +178,7 @@ class Ending(Counted):
 
 
 def test_a_provider_that_breaks_while_it_is_timed_does_not_stop_the_others() -> None:
-    clock = Ending(3, RuntimeError("device lost\nand a long story"))
+    clock = Ending(2, RuntimeError("device lost\nand a long story"))
     row = measure(Played("played", list), CPU, clock, providers=["ours", "theirs"], rounds=3, observed=False)
     assert row["providers"]["theirs"] == {"failed": "RuntimeError: device lost"}
     assert row["providers"]["ours"]["seconds"] == [1.0] * 3
@@ -193,6 +199,7 @@ def test_an_interrupted_round_counts_for_nobody() -> None:
     one.check()
     with pytest.raises(KeyboardInterrupt):
         one.visit(3)
+    assert one.row["providers"]["ours"]["seconds"] == [1.0]
     assert one.row["visits"] == [1]
     assert ratios(one.row, "ours", "theirs") == [3.0]
 
@@ -210,9 +217,17 @@ def test_what_is_called_compiled_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     def made(scale: float) -> object:
         return compiled(lambda x: x * scale)
 
-    for i in range(10):
-        x = torch.ones(i + 2)
-        assert torch.equal(made(float(i))(x), x * i)
+    from torch._dynamo import config
+
+    before = config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit
+    with limits():
+        for i in range(10):
+            x = torch.ones(i + 2)
+            assert torch.equal(made(float(i))(x), x * i)
+        assert config.recompile_limit > before[0]
+    assert before == (config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit)
+    with pytest.raises(RuntimeError, match=r"outside of compiling.limits\(\)"):
+        made(1.0)
     assert len(graphs) == 10
     assert not any("s" in str(node.meta["example_value"].shape) for g in graphs for node in g.graph.nodes
                    if isinstance(node.meta.get("example_value"), torch.Tensor))  # fmt: skip
@@ -228,6 +243,17 @@ def test_what_does_not_fit_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPa
     assert memory.refusal(80, CPU, free=100) is None
     assert memory.refusal(81, CPU, free=100) is not None
     assert huge.needs(torch.float32, 4) > huge.needs(torch.float32, 2) > 2**40 * 24
+
+
+def test_bytes_are_those_of_the_provider() -> None:
+    row = measure(SMALL, CPU, Wall(0.001), providers=["torch-loop"], dtype=torch.bfloat16, rounds=1, observed=False)
+    assert (row["bytes"], row["providers"]["torch-loop"]["bytes"]) == (24 * 13, 16 * 13)
+    row["providers"]["torch-loop"]["seconds"] = [2.0]
+    assert bytes_per_second(row, "torch-loop") == 8 * 13
+    assert figures.figure(row, "torch-loop", 16.0 * 13).share_of_copy == 0.5
+    assert (
+        "bytes" not in measure(SMALL, CPU, Wall(0.001), providers=["torch-loop"], rounds=1)["providers"]["torch-loop"]
+    )
 
 
 def test_peak_bytes_are_those_of_the_call() -> None:
@@ -268,13 +294,46 @@ def test_saved_bytes_counts_each_storage_once_and_not_the_result() -> None:
     assert observe.saved_bytes(lambda: x.sin()) == 400
 
 
+def _ratios(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # a script finds rows.py
+    command = [sys.executable, str(ROOT / "benchmarks" / "ratios.py"), *arguments]
+    return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def test_make_bench_refuses_what_it_cannot_do_before_it_measures(tmp_path: Path) -> None:
+    typo = _ratios(tmp_path, "--only", "host tme, 148")
+    assert typo.returncode == 2
+    assert "--only host tme, 148: no such row. Did you mean 'host time, 148 tensors of 1'?" in typo.stderr
+    folder = _ratios(tmp_path, "--only", "host time, 148", "--json", str(tmp_path))
+    assert folder.returncode == 2 and "it is a folder" in folder.stderr and "us" not in folder.stdout
+
+
+def test_make_bench_writes_rows_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    ratios_py = importlib.import_module("ratios")
+    path = tmp_path / "deep" / "cpu.json"
+    seen = []
+
+    def figures(row: Any, *args: object) -> dict[str, Any]:
+        seen.append([r["name"] for r in json.loads(path.read_text())["rows"]] if path.exists() else [])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return {"name": row.name, "wrong": "[/usr/lib/x.so]"}
+
+    monkeypatch.setattr(ratios_py, "figures", figures)
+    with pytest.raises(KeyboardInterrupt):
+        ratios_py.main(json_path=path)
+    names = [row.name for row in ratios_py.ROWS]
+    assert seen == [[], names[:1], names[:2]]
+    shown = Console(file=io.StringIO(), width=200)
+    ratios_py.show([{"name": "a", "baseline": "b", "wrong": "[/usr/lib/x.so]"}], shown)
+    assert "[/usr/lib/x.so]" in shown.file.getvalue()
+
+
 def test_make_bench_keeps_its_rows_and_its_format(tmp_path: Path) -> None:
     """The README's figures are looked up by these names in files of this format."""
     path = tmp_path / "cpu.json"
-    script = str(ROOT / "benchmarks" / "ratios.py")
-    command = [sys.executable, script, "--quick", "--rounds", "1", "--only", "host time, 148", "--json", str(path)]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # a script finds rows.py
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = _ratios(tmp_path, "--quick", "--rounds", "1", "--only", "host time, 148", "--json", str(path))
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(path.read_text())["rows"]
     assert row["name"] == "host time, 148 tensors of 1"

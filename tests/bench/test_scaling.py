@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fusedtrain.bench import fits, ranks, scaling, selection
+from fusedtrain.bench import figures, fits, ranks, scaling, selection
 from fusedtrain.bench.measure import timed
 from fusedtrain.bench.selection import Wanted, items
 
@@ -90,13 +90,35 @@ def test_the_suite_is_measured_and_fitted(bench: Run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
 def test_ranks_are_checked_and_timed() -> None:
-    found = ranks.Ranks(2, dtype=torch.bfloat16, seed=3).measure(rounds=2, seconds=0.01, limit=20.0)
+    found = ranks.Ranks(2, dtype=torch.bfloat16, seed=3).measure(visits=[1, 2, 1], seconds=0.01, limit=20.0)
     if not timed(found, ranks.OURS):
         pytest.fail(str(found.get("why_not") or found["providers"]))
-    assert len(found["providers"][ranks.OURS]["seconds"]) == len(found["providers"][ranks.THEIRS]["seconds"]) == 2
+    assert len(found["providers"][ranks.OURS]["seconds"]) == len(found["providers"][ranks.THEIRS]["seconds"]) == 4
+    assert found["visits"] == [1, 2, 1]
+    assert figures.figure(found, ranks.OURS, None).ratio_low is not None
     ours = found["providers"][ranks.OURS]
     assert 0 < ours["max_error"] <= 2 * ours["max_error_of_torch"]
     assert (found["axis"], found["value"], found["dtype"]) == ("ranks", 2, "bfloat16")
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_wrong_step_of_shards_is_found(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ranks._stepper
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        numbers = ranks._numbers(ranks.Ranks(1, dtype=dtype))[:2]
+        ranks._check(numbers)
+        unclipped = {"max_norm": 1e30}
+        for wrong in (
+            lambda *args: lambda: None,
+            lambda name, params, settings: right(name, params, dataclasses.replace(settings, **unclipped)),
+        ):
+            monkeypatch.setattr(ranks, "_stepper", wrong)
+            with pytest.raises(AssertionError, match="against fp64"):
+                ranks._check(numbers)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_process_that_dies_is_not_waited_for() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 
 import pytest
 import torch
 from torch import Tensor
 
+import fusedtrain as ft
+from fusedtrain import rules
 from fusedtrain.bench import act_providers, clip_norm, peers, shapes, step_providers
+from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.act_dropout import ActDropout
 from fusedtrain.bench.clip_norm import ClipNorm
 from fusedtrain.bench.optim_step import OptimStep, _parts
+from fusedtrain.bench.train_step import TrainStep
 from fusedtrain.bench.workload import SUITES
 from fusedtrain.bench.workloads import FOR_GPU, QUICK, WORKLOADS
 
@@ -75,35 +80,73 @@ def test_every_way_to_drop_passes_its_check(provider: str, activation: str, gate
     workload.check(provider, CPU, dtype)
 
 
-@pytest.mark.parametrize("what", ["no clipping", "no decay", "one tensor forgotten", "one step forgotten"])
-def test_a_wrong_step_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(groups: peers.Groups) -> object:
-        params = [p for group in groups for p in group]
-        if what == "one tensor forgotten":
-            params = params[:-1]
-        settings = dict(peers.SETTINGS)
-        if what == "no decay":
-            settings["weight_decay"] = 0.0
-        opt = torch.optim.AdamW(params, **settings)
+KINDS = {
+    "small": SMALL,
+    "groups": dataclasses.replace(SMALL, group_per_tensor=True),
+    "one tensor": OptimStep("one", lambda: [(5000,)]),
+    "tensors of one element": OptimStep("ones", lambda: shapes.many(148, 1)),
+    "one element": OptimStep("1", lambda: [(1,)]),
+}
+WRONG = {
+    "nothing": {},
+    "negated": {"maximize": True},
+    "no clipping": {},
+    "scaled to the bound": {},
+    "no decay": {"weight_decay": 0.0},
+    "another epsilon": {"eps": 1e-6},
+    "one tensor forgotten": {},
+    "one step forgotten": {},
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_step_is_found(what: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(groups: peers.Groups, settings: peers.Settings) -> object:
+        params = peers.params_of(groups)
+        stepped = params[:-1] if what == "one tensor forgotten" else params
+        opt = torch.optim.AdamW(stepped, **{**settings.adamw(), **WRONG[what]})
         calls = 0
 
         def call() -> None:
             nonlocal calls
             calls += 1
-            if what == "no clipping":
-                # Adam does not see one scale of all gradients; eps and a second scale it does.
+            if what == "scaled to the bound":
+                scale = settings.max_norm / torch.nn.utils.get_total_norm([p.grad for p in params])
                 for p in params:
-                    p.grad *= float(calls)
-            else:
-                torch.nn.utils.clip_grad_norm_(params, 1.0)
-            if what != "one step forgotten" or calls == 1:
+                    p.grad *= scale
+            elif what != "no clipping":
+                torch.nn.utils.clip_grad_norm_(params, settings.max_norm)
+            if what != "nothing" and not (what == "one step forgotten" and calls == 2):
                 opt.step()
 
         return call
 
+    if what == "one tensor forgotten" and len(KINDS[kind].shapes()) == 1:
+        pytest.skip("there is but one")
     monkeypatch.setitem(step_providers.PROVIDERS, "torch-loop", wrong)
     with pytest.raises(AssertionError, match="against fp64"):
-        SMALL.check("torch-loop", CPU, torch.float32)
+        KINDS[kind].check("torch-loop", CPU, dtype)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("provider", HERE)
+def test_a_right_step_is_not(provider: str, kind: str, dtype: torch.dtype, seed: int) -> None:
+    if KINDS[kind].why_not(provider, CPU, dtype):
+        pytest.skip(str(KINDS[kind].why_not(provider, CPU, dtype)))
+    found = dataclasses.replace(KINDS[kind], seed=seed).check(provider, CPU, dtype)
+    assert 0 < found.theirs < 0.06  # what is allowed, of values and steps of 1/2 and more
+
+
+def test_a_yardstick_that_overflows_lets_nothing_pass() -> None:
+    truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for broken in (math.inf, math.nan):
+        with pytest.raises(AssertionError, match="against fp64"):
+            Accuracy().add(torch.tensor([1.0, 2.5]), torch.tensor([1.0, broken]), truth)
+        Accuracy().add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, broken]), truth)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -134,15 +177,65 @@ def test_a_wrong_clipping_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -
         )
 
 
-def test_every_call_has_something_to_clip() -> None:
-    workload = ClipNorm("small", lambda: [(30, 20)])
-    params = workload.inputs(CPU, torch.float32)
-    call = workload.make("torch-foreach", CPU, torch.float32, params)
-    norms = []
-    for _ in range(3):
-        call()
-        norms.append(float(params[0].grad.norm()))
-    assert norms[0] > norms[1] > norms[2] > 0.99
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_call_of_every_provider_has_something_to_clip(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although one calls ten times as often as the other, and gradients are put back now and then."""
+    names = ("fusedtrain-cpu", "torch-foreach")
+    workload = ClipNorm("small", lambda: [(30, 20), (500,)])
+    if workload.why_not(names[0], CPU, dtype):
+        pytest.skip(str(workload.why_not(names[0], CPU, dtype)))
+    found: dict[str, list[float]] = {}
+
+    def noted(name: str) -> clip_norm.Clip:
+        clip = clip_norm.PROVIDERS[name]
+
+        def noting(params: list, bound: float) -> None:
+            norm = float(rules.vector_norm([p.grad for p in params], 2.0))
+            clip(params, bound)
+            after = float(rules.vector_norm([p.grad for p in params], 2.0))
+            found.setdefault(name, []).append(bound / norm)
+            assert after < norm and math.isfinite(after)
+
+        return noting
+
+    for name in names:
+        monkeypatch.setitem(clip_norm.PROVIDERS, name, noted(name))
+    inputs = workload.inputs(CPU, dtype)
+    calls = [workload.make(name, CPU, dtype, inputs) for name in names]
+    for turn in range(400):
+        calls[turn % 10 == 0]()
+    assert [len(found[name]) for name in names] == [360, 40]
+    assert all(ratio < 0.999 for ratios in found.values() for ratio in ratios)
+
+
+def test_steps_for_a_cuda_graph_are_capturable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph refuses torch's optimizers unless they are told; without a GPU they are only seen to be told."""
+    told = []
+
+    def stepped(params: object, capturable: bool, **settings: object) -> object:
+        told.append(capturable)
+        return types.SimpleNamespace(step=lambda: None)
+
+    monkeypatch.setattr(torch.optim, "AdamW", stepped)
+    for capturable in (False, True):
+        for provider in ("torch-loop", "torch-foreach", "torch-fused", "torch-grad_scale"):
+            dataclasses.replace(SMALL, capturable=capturable).make(provider, CPU, torch.float32)
+        mlp = TrainStep("mlp", "fusedtrain.bench.models:mlp", capturable=capturable)
+        mlp.make("torch-fused", CPU, torch.float32)
+    assert told == [False] * 5 + [True] * 5
+
+
+def test_a_backward_alone_is_not_measured_as_a_cuda_graph() -> None:
+    assert "needs its forward within" in (dataclasses.replace(ACT, mode="backward").no_graph() or "")
+    assert ACT.no_graph() is None
+
+
+def test_clipping_is_not_measured_as_a_cuda_graph() -> None:
+    assert "one bound for ever" in (ClipNorm("small", lambda: [(3,)]).no_graph() or "")
+    assert ClipNorm("small", lambda: [(3,)], clips=False).no_graph() is None
+    assert SMALL.no_graph() is None
 
 
 @pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation"])
@@ -173,10 +266,32 @@ def test_another_mask_of_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ACT.check("fusedtrain-reference", CPU, torch.float32)
 
 
+@pytest.mark.parametrize("provider", HERE)
+def test_states_have_the_dtype_that_bytes_are_counted_by(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.optim.Optimizer] = []
+    for kind in (torch.optim.AdamW, ft.optim.AdamW):
+        right = kind.__init__
+
+        def noted(self: torch.optim.Optimizer, *args: object, right: object = right, **settings: object) -> None:
+            made.append(self)
+            right(self, *args, **settings)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    if SMALL.why_not(provider, CPU, torch.bfloat16):
+        pytest.skip(str(SMALL.why_not(provider, CPU, torch.bfloat16)))
+    SMALL.make(provider, CPU, torch.bfloat16)()
+    states = [t.dtype for opt in made for state in opt.state.values() for t in state.values() if t.numel() > 1]
+    own = provider in step_providers.OWN_DTYPE
+    assert states and set(states) == {torch.bfloat16 if own else torch.float32}
+
+
 def test_bytes_are_counted_as_the_budget_says() -> None:
     n = 30 * 20 + 7 + 1
     assert SMALL.bytes(torch.float32) == 32 * n
     assert SMALL.bytes(torch.bfloat16) == 24 * n
+    assert SMALL.bytes(torch.bfloat16, "fusedtrain-cpu") == SMALL.bytes(torch.bfloat16, "bitsandbytes") == 24 * n
+    assert SMALL.bytes(torch.bfloat16, "torch-fused") == SMALL.bytes(torch.bfloat16, "optimi") == 16 * n
+    assert SMALL.bytes(torch.float32, "torch-fused") == 32 * n
     m = 64 * 128
     assert [dataclasses.replace(ACT, mode=mode).bytes(torch.bfloat16) for mode in ("forward", "backward", "both")] == [
         4 * m,
@@ -201,7 +316,8 @@ def test_a_seed_changes_the_numbers_and_nothing_else() -> None:
     for workload in (SMALL, ClipNorm("small", SMALL.shapes), ACT):
         other = dataclasses.replace(workload, seed=1)
         tensors = [w.inputs(CPU, torch.float32) for w in (workload, workload, other)]
-        first = [t[0][0] if isinstance(workload, OptimStep) else t[0] for t in tensors]
+        first = [t.params[0] if isinstance(t, clip_norm.Falling) else t[0] for t in tensors]
+        first = [t[0] if isinstance(t, list) else t for t in first]
         assert torch.equal(first[0], first[1])
         assert not torch.equal(first[0], first[2])
 

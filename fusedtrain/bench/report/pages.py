@@ -122,7 +122,7 @@ def _facts(run: Results) -> list[tuple[str, str]]:
 
 
 def _numbers(found: Sequence[Figure]) -> list[tuple[str, str]]:
-    ours = [f for f in found if f.ours and f.provider != "fusedtrain-reference" and f.ratio_low and f.ratio_high]
+    ours = [f for f in found if f.ours and f.provider != "fusedtrain-reference" and f.ratio]
     faster = sum(f.ratio_low > 1 for f in ours if f.ratio_low)
     slower = sum(f.ratio_high < 1 for f in ours if f.ratio_high)
     wrong = sum(f.ours and f.reason.startswith(("WRONG", "failed")) for f in found)

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 
 from fusedtrain.bench import scaling
 from fusedtrain.bench.fits import Fit
-from fusedtrain.bench.measure import Row, median_seconds, timed
+from fusedtrain.bench.measure import Row, bandwidth, bytes_of, median_seconds, timed
 
 # matplotlib writes colours as they are; each stands for a variable of the page's style, and is replaced by it.
 INK, GRID = "#010101", "#020202"
@@ -148,8 +148,8 @@ def shares(rows: Sequence[Row], copy_bandwidth: float) -> list[Series]:
         for provider in row["providers"]:
             if row["bytes"] >= _LEAST_BYTES and timed(row, provider):
                 one = found.setdefault(provider, Series(provider))
-                one.x.append(row["bytes"])
-                one.y.append(row["bytes"] / median_seconds(row, provider) / copy_bandwidth)
+                one.x.append(bytes_of(row, provider))
+                one.y.append(bandwidth(row, provider) / copy_bandwidth)
     return list(found.values())
 
 

@@ -32,7 +32,8 @@ PAGE = """{% macro bars(row) %}
 <h1>fusedtrain against PyTorch on {{ machine }}</h1>
 <p class="soft">Each provider is checked against fp64 first, then all of a row are timed in turn, round after round, in
 visits that are spread over the run. A ratio says how many times as long the row's baseline takes: the median over the
-rounds, with the 95 % bootstrap interval over the visits. A result that fails its check has no time.</p>
+rounds, with the 95 % interval that the visits tell, of three
+or more. A result that fails its check has no time.</p>
 <dl class="facts">{% for key, value in facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {% if incomplete %}<p class="wrong">This run was cut off: what is here is what was finished.</p>{% endif %}
 <div class="numbers">
