@@ -126,7 +126,7 @@ def test_an_exported_program_runs_in_a_fresh_process(tmp_path: Path) -> None:
         "torch.testing.assert_close(y.detach(), expected['y'])\n"
         "print('same')"
     )
-    assert output.splitlines()[-1] == "same"
+    assert "same" in output.splitlines()  # torch 2.11 has a warning to add
 
 
 @pytest.mark.parametrize(
