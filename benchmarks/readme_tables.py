@@ -48,7 +48,7 @@ def _table(measured: dict[str, Any], name: str) -> str:
     for row in measured["rows"]:
         if row["target"] is not None and "ratio" in row:
             spread = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
-            lines.append(f"| {row['name']} | `{row['baseline']}` | **{row['ratio']:.1f}x** ({spread}) |")
+            lines.append(f"| {row['name']} | `{row['baseline']}` | **{row['ratio']:.2f}x** ({spread}) |")
     torch = ".".join(measured["versions"]["torch"].split(".")[:2])
     told = (
         f"On {_machine(measured)}, torch {torch}: [`{name}`]({name}); `make bench` measures yours. Each row is checked "

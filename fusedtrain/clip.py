@@ -216,7 +216,7 @@ def clip_grad_norm_(
 
     Args:
         parameters: a tensor or any iterable of them. Those without ``.grad`` are passed over.
-        max_norm: bound >= 0 of the norm; inf clips nothing, 0 leaves zeros.
+        max_norm: bound >= 0 of the norm; inf clips nothing, 0 leaves zeros. A tensor on a GPU is waited for.
         norm_type: order p > 0 of the norm, or inf.
         error_if_nonfinite: raise when the norm is not finite, before anything is scaled. Waits for the device.
         foreach: accepted as torch's; means nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fusedtrain.optim import hyper
@@ -18,6 +19,13 @@ def test_one_tensor_elsewhere_takes_the_table_there() -> None:
     lr = torch.full((), 0.5, device="meta")
     table = hyper.table([[0.1, 2.0], [lr, 4.0]])
     assert (table.device.type, table.shape, table.dtype) == ("meta", (2, 2), torch.float64)
+
+
+@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "momentum", "dampening", "l1", "clip_value"])
+def test_no_value_elsewhere_is_waited_for(key: str) -> None:
+    hyper.check_settings("step", {key: torch.ones((), device="meta")})
+    with pytest.raises((TypeError, ValueError), match=key):
+        hyper.check_settings("step", {key: torch.ones(2, device="meta")})
 
 
 def test_cells_of_a_device_are_read_anew_and_the_others_are_kept() -> None:

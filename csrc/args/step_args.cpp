@@ -16,11 +16,10 @@ struct RuleInfo {
 
 template <class... Rules>
 RuleInfo find_rule(const char* op, const std::string& name, TypeList<Rules...> rules) {
-  RuleInfo info;
-  int32_t index = 0;
-  ((name == Rules::kName ? void(info = {index, Rules::kStates, Rules::kHyper}) : void(), ++index), ...);
-  require(info.index >= 0, op, "unknown rule '", name, "'; choose one of ", names(rules));
-  return info;
+  static constexpr int kStates[] = {Rules::kStates...}, kHyper[] = {Rules::kHyper...};
+  const int32_t index = index_of(name, rules);
+  require(index >= 0, op, "unknown rule '", name, "'; choose one of ", names(rules));
+  return {index, kStates[index], kHyper[index]};
 }
 
 void check_length(const char* op, const char* name, size_t length, size_t expected) {

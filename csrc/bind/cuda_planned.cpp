@@ -46,10 +46,9 @@ FT_EXPORTED void* ft_cuda_new_plan() { return new (std::nothrow) ft::DevicePlan;
 FT_EXPORTED void ft_cuda_delete_plan(void* plan) { delete static_cast<ft::DevicePlan*>(plan); }
 
 FT_EXPORTED int ft_cuda_stands_aside(int32_t device) {
-  char message[512];
-  const int status = ft::without_throwing(
-      message, sizeof message, [&] { return ft::is_captured(ft::OnDevice(device)) ? ft::kStoodAside : ft::kStepped; });
-  return status == ft::kStoodAside ? 1 : 0;  // what went wrong shows again, and is told, in the step
+  const auto ask = [&] { return ft::is_captured(ft::OnDevice(device)) ? ft::kStoodAside : ft::kStepped; };
+  // What goes wrong shows again, and is told, in the step.
+  return ft::without_throwing(nullptr, 0, ask) == ft::kStoodAside;
 }
 
 FT_EXPORTED int64_t ft_cuda_step_abi() { return ft::kStepAbi; }

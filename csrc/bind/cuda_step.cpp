@@ -14,14 +14,7 @@ constexpr const char* kNorm = "global_norm";
 constexpr const char* kScale = "clip_scale_";
 constexpr const char* kStep = "optim_step_";
 
-class Workspace {
- public:
-  Workspace(int64_t bytes, const Tensor& like) : tensor_(empty_bytes(bytes, like.get_device_index())) {}
-  char* data() const { return static_cast<char*>(tensor_.data_ptr()); }
-
- private:
-  Tensor tensor_;
-};
+char* data_of(const Tensor& bytes) { return static_cast<char*>(bytes.data_ptr()); }
 
 std::vector<DeviceRun> device_runs(const Runs& list) {
   std::vector<DeviceRun> runs;
@@ -49,8 +42,8 @@ std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_ty
   const Runs list(kNorm, "tensors", tensors);
   const std::vector<DeviceRun> runs = device_runs(list);
   const TableLayout<DeviceRun> layout(runs.data(), int64_t(runs.size()), 0);
-  const Workspace workspace(layout.bytes, tensors[0]);
-  char* const memory = workspace.data();
+  const Tensor workspace = empty_bytes(layout.bytes, tensors[0].get_device_index());
+  char* const memory = data_of(workspace);
 
   NormArgs args;
   args.norm_type = norm_type;
@@ -75,9 +68,9 @@ void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {
   const Runs list(kScale, "grads", grads);
   const std::vector<DeviceRun> runs = device_runs(list);
   const TableLayout<DeviceRun> layout(runs.data(), int64_t(runs.size()), 0);
-  const Workspace workspace(layout.bytes, grads[0]);
-  check(layout.upload(runs.data(), nullptr, workspace.data(), here.stream()), kScale);
-  const DeviceTable<DeviceRun> table = layout.table(workspace.data());
+  const Tensor workspace = empty_bytes(layout.bytes, grads[0].get_device_index());
+  check(layout.upload(runs.data(), nullptr, data_of(workspace), here.stream()), kScale);
+  const DeviceTable<DeviceRun> table = layout.table(data_of(workspace));
   check(ft_cuda_clip_scale(&table, total, max_norm, here.stream()), kScale);
   list.put_back(grads);
 }
@@ -102,11 +95,10 @@ void optim_step_(const std::string& rule, const TensorList& params, const Tensor
   check_with("skipped_steps", skipped_steps, like);
 
   const OnDevice here(like);
-  const TableLayout<StepRow> layout(call.rows, call.row_count, uploaded_hyper(call));
-  const Workspace workspace(layout.uploaded, like);
-  const double* const hyper_from = call.hyper_here ? nullptr : call.hyper;
-  check(layout.upload(call.rows, hyper_from, workspace.data(), here.stream()), kStep);
-  const StepArgs args = step_args(call, layout, workspace.data());
+  const TableLayout<StepRow> layout(call.rows, call.row_count, host_hyper_size(call));
+  const Tensor workspace = empty_bytes(layout.uploaded, like.get_device_index());
+  check(layout.upload(call.rows, host_hyper(call), data_of(workspace), here.stream()), kStep);
+  const StepArgs args = step_args(call, layout, data_of(workspace));
   check(ft_cuda_optim_step(call.rule, &args, here.stream()), kStep);
 }
 

@@ -16,9 +16,9 @@ bool same_bytes(const void* a, const void* b, int64_t bytes) {
 }  // namespace
 
 void DevicePlan::draw(const StepCall& call) {
-  layout_.emplace(call.rows, call.row_count, uploaded_hyper(call));
+  layout_.emplace(call.rows, call.row_count, host_hyper_size(call));
   image_.assign(size_t(layout_->uploaded), 0);
-  layout_->write(call.rows, call.hyper_here ? nullptr : call.hyper, image_.data());
+  layout_->write(call.rows, host_hyper(call), image_.data());
   has_double_ = std::any_of(call.rows, call.rows + call.row_count,
                             [](const StepRow& row) { return row.g_dtype == DType::kDouble; });
 }
@@ -38,7 +38,7 @@ DevicePlan::Span DevicePlan::changed_rows(const StepCall& call) const {
 // elsewhere, but not of other sizes.
 std::optional<DevicePlan::Span> DevicePlan::redraw(const StepCall& call) {
   constexpr int64_t kRow = sizeof(StepRow);
-  const int64_t hyper_bytes = uploaded_hyper(call) * int64_t(sizeof(double));
+  const int64_t hyper_bytes = host_hyper_size(call) * int64_t(sizeof(double));
   if (!layout_ || layout_->row_count != call.row_count || layout_->hyper_bytes != hyper_bytes) return std::nullopt;
   char* const rows = image_.data() + layout_->rows;
   const Span moved = changed_rows(call);

@@ -71,8 +71,9 @@ struct TableLayout {
   }
 };
 
-// The numbers of hyperparameters that go to the device with the table.
-inline int64_t uploaded_hyper(const StepCall& call) {
+// The hyperparameters that go to the device with the table, null if they are there, and how many.
+inline const double* host_hyper(const StepCall& call) { return call.hyper_here ? nullptr : call.hyper; }
+inline int64_t host_hyper_size(const StepCall& call) {
   return call.hyper_here ? 0 : call.hyper_rows * call.hyper_columns;
 }
 

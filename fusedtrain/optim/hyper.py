@@ -77,8 +77,10 @@ def check_max_norm(call: str, value: Any) -> None:
 
 
 def check_clip_value(call: str, value: Any) -> None:
-    """None, or a number >= 0."""
-    if value is not None:
+    """None, or a number >= 0. One on an accelerator is not waited for, like the other hyperparameters of a row."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        _scalar(call, "clip_value", value, "Invalid clip_value")
+    elif value is not None:
         check_bound(call, "clip_value", value)
 
 

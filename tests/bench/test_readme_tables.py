@@ -31,7 +31,7 @@ def test_another_measurement_makes_another_table(tmp_path: Path) -> None:
     readme = f"before\n{readme_tables.BEGIN}old{readme_tables.END}\nafter\n"
     found = readme_tables.updated(readme, folder)
     assert found.startswith("before\n") and found.endswith("after\n") and "old" not in found
-    assert "**7.2x** (7.00 to 8.00)" in found
+    assert "**7.25x** (7.00 to 8.00)" in found
     assert "benchmarks/results/new.json" in found
     assert readme_tables.updated(found, folder) == found
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_on_cpu import backend as cuda_emulation
+from step_tables import launcher_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,8 +40,7 @@ class Counters:
 @pytest.fixture
 def device() -> Iterator[Counters]:
     with cuda_emulation.installed() as backend:
-        if backend.why_not or backend.step_launcher is None:
-            pytest.skip(backend.why_not or "fusedtrain._plan is not built")
+        launcher_of(backend)
         library = cuda_emulation.emulator()
         counters = Counters(library)
         counters.since()

@@ -13,6 +13,7 @@ from by_table import ByTable
 from cuda_on_cpu import backend as cuda_emulation
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from step_tables import launcher_of
 from test_optim_step_cpu import DTYPES, HYPER, INF, UPDATES, Case, assert_accurate, case
 from torch import Tensor
 
@@ -41,9 +42,7 @@ def ops(request: pytest.FixtureRequest, by_lists: Backend) -> Backend:
     """Both ways to a step."""
     if request.param == "by lists":
         return by_lists
-    if by_lists.step_launcher is None:
-        pytest.skip("fusedtrain._plan is not built")
-    return replace(by_lists, optim_step_=ByTable(by_lists.step_launcher))
+    return replace(by_lists, optim_step_=ByTable(launcher_of(by_lists)))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -39,6 +41,17 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip(f"backend {request.param}: {why_not}")
     monkeypatch.setenv("FUSEDTRAIN_BACKEND", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Anything that waits for the device raises."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ What they notice and copy is tested on every machine: tests/cuda_kernels/test_pl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from step_tables import launcher_of
 from stepping import CASES, FLOATS, assert_bitwise, everything, optimizer, parameters, random
 
 from fusedtrain import dispatch
@@ -23,20 +23,7 @@ SHAPES: list[tuple[int, ...]] = [(1000, 33), (7,), (4097,), (0,), (), (5, 5)]
 
 @pytest.fixture(autouse=True)
 def tables() -> None:
-    backend = dispatch.load("cuda")
-    if backend.why_not or backend.step_launcher is None:
-        pytest.skip(f"no steps by tables: {backend.why_not or 'fusedtrain._plan is not built'}")
-
-
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """Anything that waits for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    launcher_of(dispatch.load("cuda"))
 
 
 def warm(case: str = "adamw", dtype: torch.dtype = torch.float32, steps: int = 3, **settings: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,17 +13,6 @@ import fusedtrain as ft
 CUDA = torch.device("cuda")
 SHAPES: list[tuple[int, ...]] = [(1000, 33), (7,), (4097,), (5, 5)]
 needs_two = pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two GPUs")
-
-
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """Anything that waits for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

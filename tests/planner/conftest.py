@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from step_tables import launcher_of
 
 from fusedtrain import dispatch
 
@@ -17,9 +18,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def stepped_by(backend: str) -> Iterator[None]:
     """Steps are by this backend, also where none is named."""
-    chosen = dispatch.load(backend)
-    if chosen.why_not or chosen.step_launcher is None:
-        pytest.skip(f"backend {backend}: {chosen.why_not or 'fusedtrain._plan is not built'}")
+    launcher_of(dispatch.load(backend))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDTRAIN_BACKEND", backend)
         yield
