@@ -18,12 +18,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "item" not in metafunc.fixturenames:
         return
     from fusedtrain.bench.errors import BenchError
+    from fusedtrain.bench.plans import device_of
     from fusedtrain.bench.selection import Wanted, items
 
     option = metafunc.config.getoption
     names = option("--workload")
-    wanted = Wanted(workloads=names, providers=option("--providers"), device=option("--device"), quick=not names)
     try:
+        device = str(device_of(option("--device")))
+        wanted = Wanted(workloads=names, providers=option("--providers"), device=device, quick=not names)
         chosen = [(i.workload, provider) for i in items(wanted) for provider in i.providers]
     except BenchError as error:
         raise pytest.UsageError(str(error)) from None

@@ -30,8 +30,9 @@ def show(paths: tuple[Path, Path], force: bool, level: float, margin: float, bou
     table = Table(
         title=f"{before.get('commit') or '?':.12} to {after.get('commit') or '?':.12}",
         caption="speed: in the ratio to the row's baseline, and its 95 % interval: what the timings leave possible. "
-        f"faster, slower: by more than {margin:.0%}, at level {level:g} for all rows together. no change: the whole "
-        f"interval is within {bound:.0%}. {_power(found)}",
+        f"faster, slower: by more than {margin:.0%}, at level {level:g} for all rows together. no change: no "
+        f"difference was found, and the whole interval is within {bound:.0%}; beside it, how sharply that is told. "
+        f"{_power(found)}",
     )
     for column, justify in (("workload", "left"), ("provider", "left"), ("speed", "right"), ("p", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -41,7 +42,7 @@ def show(paths: tuple[Path, Path], force: bool, level: float, margin: float, bou
         if change.low is not None:
             speed += f" ({change.low:.2f} to {change.high:.2f})"
         p = "" if change.p_value is None else f"{change.p_value:.3f}"
-        why = f": {change.reason}" if change.reason else ""
+        why = f"{',' if change.verdict == SAME else ':'} {change.reason}" if change.reason else ""
         verdict = f"[{_STYLES[change.verdict]}]{escape(change.verdict + why)}"
         table.add_row(escape(change.workload), escape(change.provider), speed, p, verdict)
     console.print(table)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusedtrain.bench import stats
-from fusedtrain.bench.measure import Row, by_visit, bytes_of, ratios, reason, timed
+from fusedtrain.bench.measure import Row, by_visit, ratios, reason, share_of_copy, timed
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def figure(row: Row, provider: str, copy_bandwidth: float | None) -> Figure:
     seconds = statistics.median(found["seconds"])
     low, high = stats.spread(found["seconds"])
     told |= {"seconds": seconds, "low": low, "high": high, **{key: found.get(key) for key in _OBSERVED}}
-    if row["bytes"] and copy_bandwidth:
-        told["share_of_copy"] = bytes_of(row, provider) / seconds / copy_bandwidth
+    told["share_of_copy"] = share_of_copy(row, provider, copy_bandwidth)
     if provider != row["baseline"] and timed(row, row["baseline"]):
         of_rounds = ratios(row, provider, row["baseline"])
         told["ratio"] = statistics.median(of_rounds)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
 import fusedtrain as ft
-from fusedtrain.bench import factory, stats, tables
+from fusedtrain.bench import factory, stats, tables, train_step
 from fusedtrain.bench.act_dropout import ActDropout, named
 from fusedtrain.bench.act_providers import PLAIN
 from fusedtrain.bench.measure import Row, by_visit, median_seconds, ratios, timed
 from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.step_providers import OURS
-from fusedtrain.bench.train_step import TrainStep, shapes_of
+from fusedtrain.bench.train_step import TrainStep
 from fusedtrain.bench.workload import Workload
 from fusedtrain.nn import ActDropout as Fused
 
@@ -33,9 +33,13 @@ Site = tuple[str, float, tuple[int, int], torch.dtype]
 
 
 @functools.cache
-def sites_of(path: str, dtype: torch.dtype | None = None) -> dict[Site, int]:
-    """The activations with a dropout after them that `fuse_` finds, as one forward calls them: how often each."""
-    training = factory.build(path, torch.device("cpu"), dtype)
+def sites_of(path: str, dtype: torch.dtype | None = None, device: torch.device = train_step.CPU) -> dict[Site, int]:
+    """The activations with a dropout after them that `fuse_` finds, as one forward calls them: how often each.
+
+    Args:
+        device: where the model is built and called; some can only be called on a GPU.
+    """
+    training = factory.build(path, device, dtype)
     ft.fuse_(training.model)
     seen: Counter[Site] = Counter()
 
@@ -52,17 +56,20 @@ def sites_of(path: str, dtype: torch.dtype | None = None) -> dict[Site, int]:
     return dict(seen)
 
 
-def workloads(path: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Workload]:
+def workloads(
+    path: str, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device = train_step.CPU
+) -> list[Workload]:
     """The step on the model, clip + AdamW on its parameters, and each of its activations with a dropout."""
-    acts: list[Workload] = [dataclasses.replace(act, seed=seed) for act, _ in _acts(path, dtype)]
-    step = OptimStep(f"clip + AdamW, {path}", lambda: shapes_of(path), host_bound=True, dtype=dtype, seed=seed)
-    return [TrainStep(f"train, {path}", path, dtype=dtype, seed=seed), step, *acts]
+    acts: list[Workload] = [dataclasses.replace(act, seed=seed) for act, _ in _acts(path, dtype, device)]
+    whole = TrainStep(f"train, {path}", path, dtype=dtype, seed=seed, device=device)
+    step = OptimStep(f"clip + AdamW, {path}", whole.shapes, host_bound=True, dtype=dtype, seed=seed)
+    return [whole, step, *acts]
 
 
-def _acts(path: str, dtype: torch.dtype) -> list[tuple[ActDropout, int]]:
+def _acts(path: str, dtype: torch.dtype, device: torch.device) -> list[tuple[ActDropout, int]]:
     return [
         (named(ActDropout("", activation, shape, kind, p=p, model=path)), calls)
-        for (activation, p, shape, kind), calls in sites_of(path, dtype).items()
+        for (activation, p, shape, kind), calls in sites_of(path, dtype, device).items()
         if activation in PLAIN and shape[0] * shape[1]
     ]
 
@@ -91,7 +98,7 @@ def of_model(whole: TrainStep, device: torch.device, rows: Sequence[Row], rounds
     """
     path, dtype = whole.path, whole.dtype
     by_name = {row["name"]: row for row in rows}
-    _, step, *_ = workloads(path, dtype)
+    _, step, *_ = workloads(path, dtype, device=device)
     row = by_name.get(whole.name)
     ours = next((p for p in OURS if row is not None and timed(row, p) and p != "fusedtrain-reference"), None)
     if row is None or ours is None or not timed(row, whole.baseline):
@@ -101,7 +108,7 @@ def of_model(whole: TrainStep, device: torch.device, rows: Sequence[Row], rounds
     saved = spent = 0.0
     if update is not None and _both(update, step, ours):
         saved = median_seconds(update, step.baseline) - median_seconds(update, ours)
-    for act, calls in _acts(path, dtype):
+    for act, calls in _acts(path, dtype, device):
         found = by_name.get(act.name)
         if found is not None and _both(found, act, ours):
             spent += calls * median_seconds(found, act.baseline)

@@ -251,5 +251,11 @@ def bandwidth(row: Row, provider: str) -> float:
     return bytes_of(row, provider) / median_seconds(row, provider)
 
 
+def share_of_copy(row: Row, provider: str, copy_bandwidth: float | None) -> float | None:
+    """Of the copy bandwidth that was measured in the same run: the row's own, where runs were merged."""
+    copy = row.get("copy_bandwidth", copy_bandwidth)
+    return bandwidth(row, provider) / copy if copy and row["bytes"] else None
+
+
 def ratio(row: Row, ours: str, theirs: str, summarize: Callable[[list[float]], float] = statistics.median) -> float:
     return summarize(ratios(row, ours, theirs))

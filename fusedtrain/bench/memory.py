@@ -9,9 +9,10 @@ _RESERVE = 0.2
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can be allocated on the device without pushing anything out."""
+    """What can be allocated on the device without pushing anything out, with what torch keeps for its next tensors."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     import psutil  # of the extra `bench`
 
     return int(psutil.virtual_memory().available)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fusedtrain.bench import bandwidth, figures, fits, gains, stats, tables, timers
 from fusedtrain.bench.errors import BenchError
-from fusedtrain.bench.measure import Measurement
+from fusedtrain.bench.measure import Measurement, Row
 from fusedtrain.bench.progress import Watch
 from fusedtrain.bench.ranks import Ranks
 from fusedtrain.bench.results import KIND, SCHEMA, Results, write_json, write_text
@@ -105,7 +105,7 @@ def run(plan: Plan, console: Console) -> int:
             _ranks(plan, results, watch)
         if plan.model is not None and whole:
             watch.begin("shares of the step")
-            results["gains"] = gains.of_model(plan.model, plan.device, results["rows"], plan.rounds, plan.limit)
+            results["gains"] = _gains(plan, plan.model, results["rows"])
     except BaseException:
         with contextlib.suppress(BenchError):  # what happened first is what is to be told
             write_json(plan.path, results)
@@ -121,6 +121,13 @@ def run(plan: Plan, console: Console) -> int:
     if plan.markdown is not None:
         write_text(plan.markdown, tables.as_markdown(results))
     return conclude(plan, results, console)
+
+
+def _gains(plan: Plan, model: TrainStep, rows: list[Row]) -> dict[str, Any]:
+    try:
+        return gains.of_model(model, plan.device, rows, plan.rounds, plan.limit)
+    except Exception as error:  # of the user's model, in a step: the rows stand all the same
+        return {"model": model.path, "why_not": f"its step raised {type(error).__name__}: {error}".splitlines()[0]}
 
 
 def _copy_bandwidth(plan: Plan) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fusedtrain.bench import act_providers, clip_norm, gains, peers, scaling, step_providers, train_step
-from fusedtrain.bench.act_dropout import ActDropout, named
+from fusedtrain.bench.act_dropout import SHORT, ActDropout, named
 from fusedtrain.bench.errors import BenchError, unknown
 from fusedtrain.bench.optim_step import OptimStep
 from fusedtrain.bench.ranks import PROVIDERS as PROVIDERS_OF_RANKS
@@ -122,7 +122,8 @@ def of_model(path: str, wanted: Wanted) -> list[Item]:
             raise BenchError(option, value, "--model chooses what is measured", f"Leave {option} out")
     _check_options(wanted)
     only = providers(wanted.providers)
-    chosen = [_capturable(w, wanted) for w in gains.workloads(path, DTYPES[wanted.dtype or "fp32"], wanted.seed)]
+    rows = gains.workloads(path, DTYPES[wanted.dtype or "fp32"], wanted.seed, torch.device(wanted.device))
+    chosen = [_capturable(w, wanted) for w in rows]
     found = [Item(w, of_workload(w, only, quick=True)) for w in chosen]
     return [item for item in found if item.providers]
 
@@ -186,6 +187,7 @@ def _with_options(workload: Workload, wanted: Wanted) -> Workload:
     changes: dict[str, object] = {"seed": wanted.seed} if wanted.seed else {}
     if wanted.dtype is not None:
         changes["dtype"] = DTYPES[wanted.dtype]
+        changes["name"] = workload.name.removesuffix(f" {SHORT[workload.dtype]}")  # which would not be true any more
     if isinstance(workload, ActDropout):
         if wanted.mode is not None:
             changes["mode"] = MODES[wanted.mode]

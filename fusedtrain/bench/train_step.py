@@ -22,6 +22,7 @@ from fusedtrain.bench.step_providers import OURS
 from fusedtrain.bench.step_providers import PROVIDERS as STEPS
 from fusedtrain.bench.workload import Call
 
+CPU = torch.device("cpu")
 PROVIDERS = [*OURS, "torch-fused", "torch-foreach"]
 """Of the step, those of `step_providers`."""
 MODELS = {
@@ -45,9 +46,9 @@ class Phases:
 
 
 @functools.cache
-def shapes_of(path: str) -> Shapes:
-    """The shapes of the parameters that are trained."""
-    model = factory.build(path, torch.device("cpu")).model
+def shapes_of(path: str, device: torch.device = CPU) -> Shapes:
+    """The shapes of the parameters that are trained. ``device``: where the model is built."""
+    model = factory.build(path, device).model
     return [tuple(p.shape) for p in model.parameters() if p.requires_grad]
 
 
@@ -63,6 +64,8 @@ class TrainStep:
     seed: int = 0
     capturable: bool = False
     """Whether its steps are to become a part of a CUDA graph."""
+    device: torch.device = CPU
+    """Where the model is built to be asked for its size."""
     suite: str = "model"
     baseline: str = "torch-fused"
 
@@ -73,9 +76,12 @@ class TrainStep:
         availability.check_provider(provider, PROVIDERS, self.name)
         return availability.backend_refusal(OURS[provider], device, dtype, "adamw") if provider in OURS else None
 
+    def shapes(self) -> Shapes:
+        return shapes_of(self.path, self.device)
+
     def needs(self, dtype: torch.dtype, providers: int) -> int:
         """Every provider trains a model of its own. Activations are not counted: only a run tells them."""
-        return providers * count(shapes_of(self.path)) * (2 * dtype.itemsize + 2 * max(4, dtype.itemsize))
+        return providers * count(self.shapes()) * (2 * dtype.itemsize + 2 * max(4, dtype.itemsize))
 
     def once(self) -> tuple[str, ...]:
         return ()
@@ -135,16 +141,14 @@ class TrainStep:
         error = float((g - truth).norm())
         if not error <= 2 * plain:
             raise AssertionError(f"gradients err {error:.3e} against fp64, more than twice torch's {plain:.3e}")
-        return OptimStep(self.name, lambda: shapes_of(self.path), capturable=self.capturable).check(
-            provider, device, dtype
-        )
+        return OptimStep(self.name, self.shapes, capturable=self.capturable).check(provider, device, dtype)
 
     def bytes(self, dtype: torch.dtype, provider: str | None = None) -> int:
         """Nothing that is known: a step is bound by its matrix products."""
         return 0
 
     def facts(self) -> dict[str, Any]:
-        shapes = shapes_of(self.path)
+        shapes = self.shapes()
         return {"tensors": len(shapes), "elements": count(shapes)}
 
 

@@ -16,7 +16,8 @@ SUITES = {
     "optim": "clipping by global norm and an AdamW step, gradients being there already. Ours has fp32 states; torch's "
     "own steps, optimi, flashoptim and torchao keep theirs in the parameters' dtype, in bf16 fewer bytes to move",
     "clip": "clipping by global norm alone",
-    "act": "activation + dropout, forward and backward",
+    "act": "activation + dropout, forward and backward. liger takes gate and up as two tensors: the copies that make "
+    "them of the one output of a projection, and torch's dropout after it, are timed with it",
     "model": "whole training steps of a model",
     "scaling": "cost against tensors, elements, groups, threads and ranks, with fits",
 }

@@ -100,6 +100,14 @@ def test_modes_and_dtypes_replace_those_of_the_workloads(bench: Run, tmp_path: P
     assert row["bytes"] == 2 * 1024 * 2048 * 2
 
 
+def test_a_name_does_not_tell_another_dtype_than_the_rows() -> None:
+    wanted = selection.Wanted(workloads=["AdamW, GPT-2 small"])
+    plain, half = (item.workload for item in selection.items(wanted))
+    assert (plain.name, half.name) == ("clip + AdamW, GPT-2 small", "clip + AdamW, GPT-2 small bf16")
+    (one,) = (i.workload for i in selection.items(dataclasses.replace(wanted, dtype="fp16")))
+    assert (one.name, one.dtype) == ("clip + AdamW, GPT-2 small", torch.float16)
+
+
 def test_list_shows_suites_workloads_and_reasons(bench: Run) -> None:
     shown = bench("list", "--device", "cpu").output
     for words in ("optim: clipping", "scaling: cost", ONE, "[quick]", "[GPU, or by name]", "providers on cpu"):

@@ -24,8 +24,8 @@ def many(seed: int, ratio: float = 2.0, rows: int = 20, **how: float) -> dict:
     return run
 
 
-@pytest.mark.parametrize("of_visits", [0.0, 0.02, 0.05])
-@pytest.mark.parametrize("rounds", [12, 20])  # of a quick run, and of another
+@pytest.mark.parametrize("of_visits", [0.0, 0.05, 0.12])
+@pytest.mark.parametrize("rounds", [16, 20])  # of a quick run, and of another
 def test_two_runs_of_one_program_have_no_change(rounds: int, of_visits: float) -> None:
     """Although the second machine is half as fast in the meantime, timings wander by tens of per cent, and the ratio of
     one visit differs from that of the next by more than its rounds do."""
@@ -38,17 +38,17 @@ def test_two_runs_of_one_program_have_no_change(rounds: int, of_visits: float) -
     assert same >= 190
 
 
-@pytest.mark.parametrize("rounds", [6, 12, 20])
+@pytest.mark.parametrize("rounds", [6, 16, 20])
 def test_where_nothing_can_be_told_nothing_is_said(rounds: int) -> None:
-    """Ours has become 30 % slower, and visits wander by more: that this was found to be no change would be wrong."""
+    """Ours has become 1.7 times as slow, beyond the bound, and visits wander: to call that no change would be wrong."""
     said = []
     for seed in range(10):
         before = many(2 * seed, rounds=rounds, of_visits=0.4)
-        found = verdicts(before, many(2 * seed + 1, ratio=2.0 / 1.3, rounds=rounds, of_visits=0.4)).values()
+        found = verdicts(before, many(2 * seed + 1, ratio=2.0 / 1.7, rounds=rounds, of_visits=0.4)).values()
         said += [change.verdict for change in found]
         assert all(change.reason.startswith("\u00b1") for change in found if change.verdict == NEITHER)
     assert said.count(SAME) <= 10  # of 200
-    assert said.count(NEITHER) >= 150
+    assert said.count(NEITHER) >= 80
 
 
 def test_no_change_is_within_the_bound_that_is_asked_for() -> None:
@@ -129,6 +129,26 @@ def test_what_is_ours_and_breaks_is_no_success(bench: Run, tmp_path: Path, ran_b
     assert done.exit_code == 0
     assert "1 broken" in done.output and "[/usr/lib/x.so]" in done.output
     assert bench("compare", a, b, "--fail-slower").exit_code == 1
+
+
+@pytest.mark.parametrize("ran_before", [True, False])
+def test_what_is_ours_and_is_refused_where_it_ran_is_broken(ran_before: bool) -> None:
+    before, after = many(0, rows=1), many(1, rows=1)
+    refused = {"why_not": "no library"}
+    after["rows"][0]["providers"]["fusedtrain-cpu"] = refused
+    if not ran_before:
+        before["rows"][0]["providers"]["fusedtrain-cpu"] = refused
+    found = [(c.provider, c.verdict, c.reason) for c in compare.changes(before, after)]
+    assert found == ([("fusedtrain-cpu", BROKEN, "no library")] if ran_before else [])
+
+
+def test_no_change_is_said_with_what_it_is_worth(bench: Run, tmp_path: Path) -> None:
+    before, after = (many(seed, rows=1, rounds=16, of_visits=0.05) for seed in (0, 1))
+    (change,) = compare.changes(before, after)
+    half = max(change.high / change.factor, change.factor / change.low) - 1
+    assert (change.verdict, change.reason) == (SAME, f"\u00b1{half:.0%}")
+    done = bench("compare", write(tmp_path / "a.json", before), write(tmp_path / "b.json", after))
+    assert f"no change, \u00b1{half:.0%}" in done.output
 
 
 def test_one_of_theirs_that_breaks_cannot_be_told() -> None:

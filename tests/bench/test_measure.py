@@ -245,6 +245,12 @@ def test_what_does_not_fit_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPa
     assert huge.needs(torch.float32, 4) > huge.needs(torch.float32, 2) > 2**40 * 24
 
 
+def test_what_torch_keeps_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("mem_get_info", (5, 80)), ("memory_reserved", 40), ("memory_allocated", 10)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, said=said: said)
+    assert memory.free_bytes(torch.device("cuda")) == 35
+
+
 def test_bytes_are_those_of_the_provider() -> None:
     row = measure(SMALL, CPU, Wall(0.001), providers=["torch-loop"], dtype=torch.bfloat16, rounds=1, observed=False)
     assert (row["bytes"], row["providers"]["torch-loop"]["bytes"]) == (24 * 13, 16 * 13)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusedtrain.bench import factory, gains, train_step
+from fusedtrain.bench import factory, gains, selection, train_step
 from fusedtrain.bench.errors import BenchError
 from fusedtrain.bench.measure import measure
 from fusedtrain.bench.timers import Wall
@@ -56,6 +56,20 @@ GOOD = {
 }
 
 
+class ElsewhereOnly(nn.Module):
+    """As a model whose kernels are for a GPU alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu":
+            raise RuntimeError("0 active drivers")
+        y: torch.Tensor = self.net(x)
+        return y
+
+
 def raises() -> None:
     raise OSError("no weights\nat all")
 
@@ -76,6 +90,7 @@ BAD = {
 def _module() -> Iterator[None]:
     """A module `user_models` with all of these, as if a user had it on the path."""
     module = types.ModuleType("user_models")
+    vars(module).update(elsewhere_only=lambda: (ElsewhereOnly(), torch.randn(16, 8)))
     vars(module).update(GOOD, **{name: f for name, (f, _) in BAD.items()}, number=3)
     sys.modules["user_models"] = module
     yield
@@ -151,6 +166,34 @@ def test_sites_are_those_of_one_forward() -> None:
     names = [w.name for w in gains.workloads("user_models:tensor")]
     assert names[0] == "train, user_models:tensor"
     assert names[2] == "user_models:tensor: gelu + dropout, 16 x 32 fp32, both"
+
+
+def test_a_model_is_looked_at_where_it_will_run() -> None:
+    """There is no GPU here; what stands for it computes shapes and no values."""
+    path, elsewhere = "user_models:elsewhere_only", torch.device("meta")
+    with pytest.raises(BenchError, match="0 active drivers"):
+        gains.workloads(path)
+    whole, step, *acts = gains.workloads(path, device=elsewhere)
+    assert [a.shape for a in acts] == [(16, 32), (16, 4)]
+    assert whole.facts()["tensors"] == step.facts()["tensors"] == 4
+    wanted = selection.Wanted(model=path, device="meta")
+    assert next(item.workload.name for item in selection.of_model(path, wanted)) == f"train, {path}"
+
+
+def test_a_model_that_breaks_in_its_parts_has_rows_all_the_same(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room\nat all")
+
+    monkeypatch.setattr(gains, "_phases", breaks)
+    path = tmp_path / "run.json"
+    which = ("--providers", "fusedtrain-cpu,torch-fused", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
+    done = bench("run", "--model", "user_models:tensor", *which, "--json", path)
+    written = json.loads(path.read_text())
+    assert done.exit_code == 0 and written["complete"] and len(written["rows"]) == 4
+    assert written["gains"] == {"model": "user_models:tensor", "why_not": "its step raised OutOfMemoryError: no room"}
+    assert "its step raised OutOfMemoryError: no room" in done.output
 
 
 def test_options_reach_the_model_and_its_gain(bench: Run, tmp_path: Path) -> None:

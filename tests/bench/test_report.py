@@ -109,6 +109,17 @@ def test_colours_are_the_pages_own_in_both_schemes(page: Parsed) -> None:
     assert set(re.findall(r"var\((--\w+)\)", page.source)) <= names
 
 
+def test_ours_and_the_first_nine_others_have_colours_of_their_own() -> None:
+    from fusedtrain.bench.selection import OURS, PROVIDERS
+
+    ours = [p for p in OURS if p != "fusedtrain-cpu"]  # which is never beside the others of a GPU
+    listed = [*ours, *[p for p in PROVIDERS if p not in OURS][:9]]
+    assert len({plots.colour(p, listed) for p in listed}) == len(listed)
+    assert all(plots.colour(p, listed) < plots.COLOURS for p in PROVIDERS if p in listed)
+    alone = ["torch-fused", "fusedtrain-triton"]
+    assert plots.colour("fusedtrain-triton", alone) == plots.colour("fusedtrain-triton", listed)
+
+
 def test_numbers_are_those_of_the_run(page: Parsed) -> None:
     run = full()
     found = tables.of_results(run)
@@ -141,15 +152,26 @@ def test_several_runs_of_one_machine_are_one_page(bench: Run, tmp_path: Path) ->
     paths = [write(tmp_path / "a.json", first), write(tmp_path / "b.json", second)]
     merged = pages.load(paths)
     assert [r["name"] for r in merged["rows"]] == ["played", "another"]
-    assert merged["rows"][0] == json.loads(paths[1].read_text())["rows"][0]
+    assert merged["rows"][0].items() >= json.loads(paths[1].read_text())["rows"][0].items()
     write(paths[1], second | {"machine": {"cpu": "Babbage", "cpus": 2, "gpus": []}})
     refused = bench("report", *paths)
     assert refused.exit_code == 2
     assert "of another machine" in " ".join(refused.output.split())
 
 
+def test_a_row_is_held_against_the_copies_of_its_own_run(tmp_path: Path) -> None:
+    first, second = results(**timings(0, 2.0)), results()
+    second |= {"copy_bandwidth": 2e10, "copy_bandwidths": [1.9e10, 2e10], "rows": [row("other", **timings(0, 2.0))]}
+    merged = pages.load([write(tmp_path / f"{i}.json", run) for i, run in enumerate((first, second))])
+    one, other = (f for f in tables.of_results(merged) if f.provider == "fusedtrain-cpu")
+    assert one.share_of_copy == pytest.approx(2 * other.share_of_copy)
+    (drawn,) = (s for s in plots.shares(merged["rows"], None) if s.provider == "fusedtrain-cpu")
+    assert drawn.y == [one.share_of_copy, other.share_of_copy]
+    assert "10.0 to 20.0 GB/s" in pages.page(merged)
+
+
 def test_an_empty_run_has_a_page() -> None:
-    run = results() | {"rows": [], "fits": [], "all_gains": [], "commits": ["0"]}
+    run = results() | {"rows": [], "fits": [], "all_gains": [], "commits": ["0"], "copy_bandwidths": []}
     assert "0 lines" in pages.page(run)
     assert pages.as_markdown(run).startswith("# fusedtrain against PyTorch on Abacus, 2 threads")
 

@@ -47,13 +47,15 @@ def load(paths: Sequence[Path]) -> Results:
             reason = f"it is of another machine or setting than {paths[0]} ({'; '.join(different)})"
             raise BenchError("report", path, reason, "Make a page of each")
         for row in run["rows"]:
-            rows[row["name"], row["dtype"], row["device"]] = row
+            own = {"copy_bandwidth": run["copy_bandwidth"]} if run.get("copy_bandwidth") else {}
+            rows[row["name"], row["dtype"], row["device"]] = row | own
     listed = list(rows.values())
     return {
         **first,
         "rows": listed,
         "fits": fits.of_rows(listed),
         "all_gains": [run["gains"] for run in runs if "gains" in run],
+        "copy_bandwidths": [one for run in runs for one in run.get("copy_bandwidths") or [run.get("copy_bandwidth")]],
         "complete": all(run.get("complete") for run in runs),
         "commits": list(dict.fromkeys(str(run.get("commit") or "unknown") for run in runs)),
     }
@@ -115,10 +117,19 @@ def _facts(run: Results) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
         ("machine", f"{machine.get('cpus')} CPUs, {tables.size(memory)}, {machine.get('cpu_capability')}"),
         ("backends", "; ".join(ours)),
-        ("copy bandwidth", f"{run.get('copy_bandwidth', 0) / 1e9:,.1f} GB/s, reads and writes counted"),
+        ("copy bandwidth", _copies(run)),
         ("load at the start", f"{run['load']:.2f}" if isinstance(run.get("load"), float) else "unknown"),
         ("command", str(run.get("command"))),
     ]
+
+
+def _copies(run: Results) -> str:
+    """The range, for the machine's clock wanders."""
+    found = [one / 1e9 for one in run["copy_bandwidths"] if one]
+    if not found:
+        return "unknown"
+    low, high = f"{min(found):,.1f}", f"{max(found):,.1f}"
+    return f"{low if low == high else f'{low} to {high}'} GB/s, reads and writes counted"
 
 
 def _numbers(found: Sequence[Figure]) -> list[tuple[str, str]]:
@@ -136,7 +147,7 @@ def _numbers(found: Sequence[Figure]) -> list[tuple[str, str]]:
 
 def _plots(run: Results, providers: Sequence[str]) -> list[dict[str, str]]:
     drawn = []
-    shares = plots.shares(run["rows"], run.get("copy_bandwidth") or 1.0)
+    shares = plots.shares(run["rows"], run.get("copy_bandwidth"))
     kept = [s for s in shares if s.provider != "fusedtrain-reference"]
     if kept:
         svg = plots.plot(kept, providers, "bytes that must move", "share of copy bandwidth", line_at=1.0)

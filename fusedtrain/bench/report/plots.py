@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 
 from fusedtrain.bench import scaling
 from fusedtrain.bench.fits import Fit
-from fusedtrain.bench.measure import Row, bandwidth, bytes_of, median_seconds, timed
+from fusedtrain.bench.measure import Row, bytes_of, median_seconds, share_of_copy, timed
 
 # matplotlib writes colours as they are; each stands for a variable of the page's style, and is replaced by it.
 INK, GRID = "#010101", "#020202"
@@ -26,8 +26,10 @@ _MARKERS = "osD^vP*X<>h"
 _FEW = 64
 _LEAST_BYTES = 2**17
 """Of what is smaller, the time is the host's and says nothing of memory."""
-COLOURS = 8
-"""Of the style: ``--c0``, which is ours, to ``--c7``."""
+COLOURS = 12
+"""Of the style, ``--c0`` to ``--c11``."""
+_OURS = {"fusedtrain-cuda": 0, "fusedtrain-cpu": 0, "fusedtrain-triton": 10, "fusedtrain-reference": 11}
+_OTHERS = range(1, 10)
 for _i in range(COLOURS):
     _VARIABLES[f"#0101{_i + 16:02x}"] = f"--c{_i}"
 _STYLE: dict[Any, Any] = {
@@ -56,11 +58,12 @@ class Series:
 
 
 def colour(provider: str, providers: Sequence[str]) -> int:
-    """The number of a provider's colour: ours first, then in the order in which they appear."""
-    others = [p for p in providers if not p.startswith("fusedtrain-")]
-    if provider.startswith("fusedtrain-"):
-        return 0
-    return 1 + others.index(provider) % (COLOURS - 1)
+    """The number of a provider's colour: ours have their own, the others theirs in the order in which they appear.
+    Where there are more than colours, the marks of plots tell them apart."""
+    if provider in _OURS:
+        return _OURS[provider]
+    others = [p for p in providers if p not in _OURS]
+    return _OTHERS[others.index(provider) % len(_OTHERS)]
 
 
 def plot(
@@ -141,15 +144,18 @@ def axis(rows: Sequence[Row], fits: Sequence[dict[str, Any]], name: str) -> list
     return list(found.values())
 
 
-def shares(rows: Sequence[Row], copy_bandwidth: float) -> list[Series]:
+def shares(rows: Sequence[Row], copy_bandwidth: float | None) -> list[Series]:
     """The share of the copy bandwidth of every row, over the bytes that it must move."""
     found: dict[str, Series] = {}
     for row in rows:
         for provider in row["providers"]:
-            if row["bytes"] >= _LEAST_BYTES and timed(row, provider):
+            if row["bytes"] < _LEAST_BYTES or not timed(row, provider):
+                continue
+            share = share_of_copy(row, provider, copy_bandwidth)
+            if share is not None:
                 one = found.setdefault(provider, Series(provider))
                 one.x.append(bytes_of(row, provider))
-                one.y.append(bandwidth(row, provider) / copy_bandwidth)
+                one.y.append(share)
     return list(found.values())
 
 

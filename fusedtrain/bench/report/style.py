@@ -7,12 +7,12 @@ STYLE = """
   --paper: #fdfcfa; --card: #ffffff; --ink: #22262b; --soft: #5d6670; --line: #dcdfe3;
   --good: #1b7a43; --bad: #b3261e; --bar: #eef0f2;
   --c0: #c8500a; --c1: #2f6db3; --c2: #6b7785; --c3: #7a4fb5; --c4: #1f8a84; --c5: #a83c6b; --c6: #6f7d12;
---c7: #8a5a2b; }
+--c7: #8a5a2b; --c8: #2e7d32; --c9: #3a9cc4; --c10: #e3a008; --c11: #a08a7a; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #16181b; --card: #1d2024; --ink: #e4e6e9; --soft: #a0a8b1; --line: #383d44;
   --good: #6fcf97; --bad: #ff8a80; --bar: #292d32;
   --c0: #ff9b54; --c1: #7db4f0; --c2: #a9b4c0; --c3: #b99bea; --c4: #6fcac4; --c5: #ec8fb8; --c6: #c3cf6a;
---c7: #d2a679; } }
+--c7: #d2a679; --c8: #85d08a; --c9: #8fdcf5; --c10: #ffd257; --c11: #c9b8ab; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -45,7 +45,8 @@ margin: .12rem 0; }
 .c0 { background: var(--c0); } .c1 { background: var(--c1); } .c2 { background: var(--c2); }
 .c3 { background: var(--c3); }
 .c4 { background: var(--c4); } .c5 { background: var(--c5); } .c6 { background: var(--c6); }
-.c7 { background: var(--c7); }
+.c7 { background: var(--c7); } .c8 { background: var(--c8); } .c9 { background: var(--c9); }
+.c10 { background: var(--c10); } .c11 { background: var(--c11); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
