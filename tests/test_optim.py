@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 from optim_pairs import assert_bitwise, clones, every_class, grads_for, parameters, plain, snapshot
 from torch.nn import Parameter
 
 import fusedtrain as ft
+from fusedtrain.optim.pending import check_not_captured
 from fusedtrain.testing import assert_as_accurate, with_layout
 
 # ---- numbers
@@ -254,6 +259,25 @@ def test_raise_comes_one_step_late_and_names_it() -> None:
     assert_bitwise(snapshot(opt), before)
     opt.step()
     assert opt.state[p]["step"].item() == 2
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])  # noqa: S301
+def test_a_copy_tells_what_its_original_would_have_told(duplicate: Callable[[object], ft.optim.AdamW]) -> None:
+    (p,) = parameters((3,))
+    opt = ft.optim.AdamW([p], lr=0.1, nonfinite="raise")
+    p.grad = torch.full((3,), torch.nan)
+    opt.step()
+    for one in (duplicate(opt), opt):
+        with pytest.raises(FloatingPointError, match="of step 1 were not finite"):
+            one.step()
+
+
+def test_raise_is_refused_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the stream of a GPU was captured; there is none here."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"AdamW.step: nonfinite='raise' cannot be captured .* use 'skip'"):
+        check_not_captured("AdamW.step", torch.device("cuda"))
+    check_not_captured("AdamW.step", torch.device("cpu"))
 
 
 def test_propagate_does_as_torch() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fusedtrain import dispatch, distributed
 from fusedtrain.clip import total_norm
-from fusedtrain.optim import arena, checkpoint, hooks, hyper, launch, planned, work
+from fusedtrain.optim import arena, checkpoint, hooks, hyper, launch, pending, planned, work
 from fusedtrain.optim.hyper import Group, Settings
+from fusedtrain.optim.pending import Pending
 from fusedtrain.optim.work import Work
 from fusedtrain.rules import UPDATES, clip_coefficient
 
@@ -24,7 +25,7 @@ from fusedtrain.rules import UPDATES, clip_coefficient
 class ClippedOptimizer(torch.optim.Optimizer):
     """Clip and step in one: unscale, look for non-finite gradients, clip by global norm and by value, decay, update.
 
-    ``.grad`` is only read. Nothing is waited for, except a ``max_norm`` that is a tensor on a GPU. Besides torch's
+    ``.grad`` is only read. The step waits for nothing, except a ``max_norm`` that is a tensor on a GPU. Besides torch's
     arguments every subclass takes, by keyword:
 
     Args:
@@ -35,7 +36,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         l1: coefficient >= 0 of an L1 penalty; its subgradient is not clipped.
         nonfinite: what an inf or NaN among the gradients does. ``"propagate"``: what it does in torch. ``"skip"``: the
             step leaves parameters, states and step counts bitwise as they are; decided on the device. ``"raise"``: as
-            "skip", and the next call of ``step()`` raises FloatingPointError before it does anything.
+            "skip", and the next call of ``step()`` raises FloatingPointError before it does anything: it waits for the
+            step before, not for what has been queued since.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``; the first capable one by default. It belongs
             to the object, not to checkpoints.
 
@@ -70,7 +72,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     _held: tuple[Tensor, Tensor] | None = None
     """Where a compiled step leaves grad_norm and clip_coef: it can write tensors, not attributes of an optimizer."""
     _skipped: Tensor | None = None
-    _bad: tuple[Tensor, int] | None = None
+    _pending: Pending | None = None
     _calls: int = 0
     _seen: tuple[Any, list[Any], Settings] | None = None
     """The settings of the last step, what was read of the groups, and a snapshot of the groups if `_plan` is there."""
@@ -188,8 +190,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             settings = self._settings_while_compiling()
         else:
-            self._raise_pending()
+            self._tell_pending()
             settings = self._settings()
+            if settings.nonfinite == "raise" and self._skipped is not None:
+                pending.check_not_captured(self._call, self._skipped.device)
             if planned.step(self, settings):
                 return loss
         todo = self._gather(settings)
@@ -198,15 +202,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
             planned.prepare(self, settings, todo)
         return loss
 
-    def _raise_pending(self) -> None:
-        if self._bad is None:
-            return
-        (flag, step), self._bad = self._bad, None
-        if flag.item() != 0:
-            raise FloatingPointError(
-                f"{type(self).__name__}: the gradients of step {step} were not finite; that step was skipped and "
-                "nothing changed (nonfinite='raise'; 'skip' would go on)"
-            )
+    def _tell_pending(self) -> None:
+        told, self._pending = self._pending, None
+        if told is not None:
+            told.tell(type(self).__name__)
 
     def _settings(self) -> Settings:
         """The hyperparameters of this step; checked and tabulated anew only if any has changed."""
@@ -373,7 +372,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if settings.nonfinite == "raise":
             self._calls += 1
             if nonfinite is not None and getattr(self, "found_inf", None) is None:
-                self._bad = (nonfinite, self._calls)
+                self._pending = Pending(nonfinite, self._calls)
 
     # Checkpoints
 

@@ -24,7 +24,7 @@ OWN_DEFAULTS: dict[str, Any] = {
 }
 """What our parameter groups have and torch's have not."""
 
-KEPT = ("backend", "_own_defaults", "_outputs", "_held", "_skipped", "_bad", "_calls", "_counters")
+KEPT = ("backend", "_own_defaults", "_outputs", "_held", "_skipped", "_pending", "_calls", "_counters")
 """Attributes that go along when an optimizer is copied or pickled."""
 
 _STEP_DTYPES = (torch.float32, torch.float64, torch.int64)

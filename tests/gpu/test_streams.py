@@ -31,6 +31,34 @@ def test_a_step_never_waits(on_gpu: str, case: str, no_waiting: None) -> None:
     opt.step()
 
 
+@pytest.mark.gpu
+def test_A20_raise_waits_for_the_step_before_and_nothing_since(on_gpu: str, no_waiting: None) -> None:
+    (p,) = parameters(random_without_waiting(0)[:1])
+    opt = ft.optim.AdamW([p], lr=0.1, nonfinite="raise", backend=on_gpu)
+    for _ in range(3):
+        p.grad = p.detach() * 0.5
+        opt.step()
+    p.grad = torch.full_like(p, torch.nan)
+    opt.step()
+    torch.cuda._sleep(2_000_000_000)  # a second or so of work that nobody has asked about
+    queued = torch.cuda.Event()
+    queued.record()
+    with pytest.raises(FloatingPointError, match="of step 4"):
+        opt.step()
+    assert not queued.query()
+
+
+@pytest.mark.gpu
+def test_raise_is_refused_while_a_graph_is_captured(on_gpu: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3, device=CUDA))
+    p.grad = torch.ones_like(p)
+    opt = ft.optim.SGD([p], lr=0.1, nonfinite="raise", backend=on_gpu)
+    opt.step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="cannot be captured"):
+        opt.step()
+
+
 def random_without_waiting(seed: int) -> list[torch.Tensor]:
     generator = torch.Generator(CUDA).manual_seed(seed)
     return [torch.randn(shape, generator=generator, device=CUDA) for shape in SHAPES]
