@@ -101,7 +101,7 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
         seconds=timing.seconds or (0.02 if quick else 0.1),
         threads=threads,
         limit=timing.limit if timing.limit is not None else (1.5 if quick else 60.0),
-        deadline=50.0 if quick else math.inf,
+        deadline=46.0 if quick else math.inf,
         copy_bytes=2**27 if quick and device.type == "cpu" else None,
         cudagraph=timing.cudagraph,
         keep_going=outputs.keep_going,
