@@ -25,13 +25,13 @@ def figures(folder: Path) -> str:
         if measured.get("kind") == "fusedtrain-bench":
             reports = [p for p in (path.with_suffix(".md"), path.with_suffix(".html")) if p.exists()]
             shown = ", ".join(f"[{p.suffix[1:]}]({p.relative_to(folder.parent.parent).as_posix()})" for p in reports)
-            links.append(
-                f"- `{measured['command']}` on {_machine(measured)}: [JSON]({name})" + f", {shown}" * bool(shown)
-            )
+            what = f"{', '.join(measured['options']['suites'])} on {_machine(measured)}, {len(measured['rows'])} rows"
+            links.append(f"- {what}: [JSON]({name})" + f", {shown}" * bool(shown))
         else:
             parts.append(_table(measured, name))
     if links:
-        parts.append("\n".join(["Whole runs, with every provider, scaling and memory:", "", *links]) + "\n")
+        told = "Whole runs of `python -m fusedtrain bench`, with what others' optimizers take, scaling and memory:"
+        parts.append("\n".join([told, "", *links]) + "\n")
     return "\n".join(parts)
 
 

@@ -98,7 +98,7 @@ class OptimStep:
             for p, x, g in zip(params, before, grads, strict=True):
                 p.grad = checked_steps.gradient(x, g, turn)  # some providers write it
             call()
-        accuracy = Accuracy()
+        accuracy = Accuracy(roundings=checked_steps.ROUNDINGS)
         with one_thread():
             for part in _parts([p.numel() for p in params], batch(device)):
                 x, g, stepped = (

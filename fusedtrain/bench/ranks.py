@@ -170,7 +170,7 @@ def _check(numbers: list[tuple[Tensor, Tensor]]) -> Accuracy:
     for turn in range(len(checked_steps.SCALES)):
         _give(params, [checked_steps.gradient(x, g, turn) for x, g in numbers])
         call()
-    accuracy = Accuracy()
+    accuracy = Accuracy(roundings=checked_steps.ROUNDINGS)
     for p, (x, g) in zip(params, numbers, strict=True):
         whole: Tensor = p.detach().full_tensor()  # type: ignore[attr-defined]
         accuracy.add(whole, steps.plain(x, g), steps.exact(x, g))

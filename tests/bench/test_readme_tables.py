@@ -41,14 +41,14 @@ def test_a_whole_run_is_linked_with_its_report(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     run = {
         "kind": "fusedtrain-bench",
-        "command": "bench run",
         "machine": {"cpu": "Abacus", "cpu_capability": "beads"},
-        "options": {"threads": 2},
+        "options": {"threads": 2, "suites": ["optim", "act"]},
+        "rows": [{}, {}, {}],
     }
     (folder / "suite.json").write_text(json.dumps(run))
     (folder / "suite.md").write_text("# report")
     found = readme_tables.figures(folder)
-    assert "`bench run` on two threads of a shared Abacus (beads)" in found
+    assert "- optim, act on two threads of a shared Abacus (beads), 3 rows: [JSON]" in found
     assert "[md](benchmarks/results/suite.md)" in found
 
 
