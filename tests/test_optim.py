@@ -12,7 +12,6 @@ from optim_pairs import assert_bitwise, clones, every_class, grads_for, paramete
 from torch.nn import Parameter
 
 import fusedtrain as ft
-from fusedtrain.optim.pending import check_not_captured
 from fusedtrain.testing import assert_as_accurate, with_layout
 
 # ---- numbers
@@ -263,21 +262,46 @@ def test_raise_comes_one_step_late_and_names_it() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])  # noqa: S301
 def test_a_copy_tells_what_its_original_would_have_told(duplicate: Callable[[object], ft.optim.AdamW]) -> None:
+    opt, event = stepped_into_nan(), Arrived()
+    opt._pending._arrived = event
+    for one in (duplicate(opt), opt):
+        with pytest.raises(FloatingPointError, match="of step 1 were not finite"):
+            one.step()
+    assert event.waits == 2  # of the copy none: it has no event
+
+
+class Arrived:
+    """An event of a GPU, which cannot be copied."""
+
+    waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("cannot pickle an event")
+
+
+def stepped_into_nan() -> ft.optim.AdamW:
     (p,) = parameters((3,))
     opt = ft.optim.AdamW([p], lr=0.1, nonfinite="raise")
     p.grad = torch.full((3,), torch.nan)
     opt.step()
-    for one in (duplicate(opt), opt):
-        with pytest.raises(FloatingPointError, match="of step 1 were not finite"):
-            one.step()
+    return opt
 
 
 def test_raise_is_refused_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the stream of a GPU was captured; there is none here."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match=r"AdamW.step: nonfinite='raise' cannot be captured .* use 'skip'"):
-        check_not_captured("AdamW.step", torch.device("cuda"))
-    check_not_captured("AdamW.step", torch.device("cpu"))
+    """As if the parameters were on a GPU whose stream is captured: nothing may be waited for there."""
+    opt, event = stepped_into_nan(), Arrived()
+    opt._pending._arrived = event
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        patched.setattr(Parameter, "is_cuda", True, raising=False)
+        with pytest.raises(RuntimeError, match=r"AdamW.step: nonfinite='raise' cannot be captured .* use 'skip'"):
+            opt.step()
+    assert event.waits == 0
+    with pytest.raises(FloatingPointError, match="of step 1"):
+        opt.step()
 
 
 def test_propagate_does_as_torch() -> None:

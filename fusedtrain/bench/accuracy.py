@@ -47,9 +47,9 @@ class Accuracy:
     error: float = 0.0
     """Ours, absolute, against fp64."""
     theirs: float = 0.0
-    """What torch's plain operators of that dtype err, at least so many roundings of the largest value."""
+    """What torch's plain operators of that dtype err, at least so many eps of the largest value."""
     roundings: float = 1.0
-    """Of a few elements torch's own may err by less than the arithmetic must allow anybody."""
+    """Those many: of a few elements torch's own may err by less than the arithmetic must allow anybody."""
 
     def add(self, actual: Tensor, theirs: Tensor, truth: Tensor) -> None:
         """Takes a part. Raises AssertionError if it errs more than `FACTOR` times as much as torch's own does."""

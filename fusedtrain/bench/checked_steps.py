@@ -24,7 +24,7 @@ from fusedtrain.bench.peers import Settings
 SCALES = (1.0, 1 / 4, 1 / 16)
 """Of the gradients; powers of two, so that they are exact in every dtype."""
 ROUNDINGS = len(SCALES) / 2
-"""Of the largest parameter, that are allowed before they are doubled: one for each step."""
+"""In eps of the largest parameter, allowed before they are doubled: one eps, two roundings, for each step."""
 EPS = 1e-2
 _BOUND = 1 / 8
 """Of the norm, in that of the first gradient: it is clipped to an eighth, the second to a half, the third is below."""

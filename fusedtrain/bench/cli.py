@@ -44,11 +44,11 @@ def _told(console: Console) -> Iterator[None]:
 
 
 def _err() -> Console:
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 def _out() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 150)
+    return Console(width=None if sys.stdout.isatty() else 150, emoji=False)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Even if the machines differ.")] = False,
     level: Annotated[float, typer.Option(min=0, max=1, help="Of significance, for all rows together.")] = 0.05,
     margin: Annotated[float, typer.Option(min=0, help="Relative difference that counts as none.")] = 0.05,
-    bound: Annotated[float, typer.Option(min=0, help="Relative, of the interval of what has not changed.")] = 1.0,
+    bound: Annotated[float, typer.Option(min=0, help="Relative, of the interval of what has not changed.")] = 0.5,
     fail_slower: Annotated[
         bool, typer.Option("--fail-slower", help="Exit with 1 if a row is slower, or one of ours is broken.")
     ] = False,

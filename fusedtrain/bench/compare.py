@@ -28,8 +28,8 @@ from fusedtrain.bench.results import Results
 
 LEVEL = 0.05
 MARGIN = 0.05
-BOUND = 1.0
-"""Relative, both: beyond a factor of two nothing is known of a row, and it is not said to be as it was."""
+BOUND = 0.5
+"""Relative, both. A bound of half this would need four times the visits."""
 _MACHINE = ("cpu", "cpus", "cpu_capability", "memory_bytes")
 _OPTIONS = {"device": None, "threads": None, "cudagraph": False}
 """And what they are in runs that do not tell."""

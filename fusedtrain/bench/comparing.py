@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def show(paths: tuple[Path, Path], force: bool, level: float, margin: float, bou
         title=f"{before.get('commit') or '?':.12} to {after.get('commit') or '?':.12}",
         caption="speed: in the ratio to the row's baseline, and its 95 % interval: what the timings leave possible. "
         f"faster, slower: by more than {margin:.0%}, at level {level:g} for all rows together. no change: no "
-        f"difference was found, and the whole interval is within {bound:.0%}; beside it, how sharply that is told. "
-        f"{_power(found)}",
+        f"difference was found, and the whole interval is within a factor of {1 + bound:g}; beside it, how sharply "
+        f"that is told. {_power(found)}",
     )
     for column, justify in (("workload", "left"), ("provider", "left"), ("speed", "right"), ("p", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -54,7 +55,10 @@ def show(paths: tuple[Path, Path], force: bool, level: float, margin: float, bou
     for note in notes:
         console.print(f"differs: {note}", highlight=False, markup=False)
     count = {verdict: sum(change.verdict == verdict for change in found) for verdict in _STYLES}
-    console.print(", ".join(f"{n} {verdict}" for verdict, n in count.items() if n), highlight=False)
+    worth = [math.sqrt(c.high / c.low) - 1 for c in found if c.verdict == SAME and c.low and c.high]
+    told = {SAME: f", \N{PLUS-MINUS SIGN}{statistics.median(worth):.0%} in the middle row" if worth else ""}
+    shown = "; ".join(f"{n} {verdict}{told.get(verdict, '')}" for verdict, n in count.items() if n)
+    console.print(shown, highlight=False)
     return count[SLOWER] + count[BROKEN]
 
 

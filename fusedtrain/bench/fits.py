@@ -14,6 +14,8 @@ from fusedtrain.bench.measure import Row, timed
 
 _LEAST = 4
 """Points below which three parameters say nothing."""
+_TELL_ERROR = 5
+"""Points below which next to nothing is left over to tell an error by."""
 _STEEPEST = 3.0
 """The largest exponent that is looked for: where it is found, one point stands out and the others are flat."""
 
@@ -60,7 +62,8 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit | None:
         return None
     error = float(np.sqrt(covariance[2, 2]))
     misfit = float(np.max(np.abs(np.expm1(np.log(t) - law(n, a, log_b, k)))))
-    return Fit(a, float(np.exp(log_b)), k, error if np.isfinite(error) else None, misfit)
+    told = np.isfinite(error) and len(t) >= _TELL_ERROR
+    return Fit(a, float(np.exp(log_b)), k, error if told else None, misfit)
 
 
 def of_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ something else: they trade accuracy for memory, and a table of speeds at equal r
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -19,6 +21,21 @@ from torch.nn.utils import clip_grad_norm_
 from fusedtrain.bench import availability
 from fusedtrain.bench.shapes import Shapes
 from fusedtrain.bench.workload import Call
+
+DISTRIBUTIONS = (
+    "apex", "bitsandbytes", "deepspeed", "flashoptim", "heavyball", "liger-kernel", "torch-optimi", "torchao",
+    "transformer-engine",
+)  # fmt: skip
+"""By whose versions the peers of all suites are told, as package indices name them."""
+
+
+def installed() -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def make(wanted: Wanted, timing: Timing, outputs: Outputs, command: str) -> Plan
     wanted = dataclasses.replace(wanted, device=str(device), cudagraph=timing.cudagraph)
     items = selection.items(wanted) if wanted.model is None else selection.of_model(wanted.model, wanted)
     ranks = selection.ranks(wanted)
+    if outputs.fail_under is not None and not 0 < outputs.fail_under < math.inf:
+        raise BenchError("--fail-under", outputs.fail_under, "it is no ratio", "Choose a number above 0")
     if outputs.fail_under is not None and not any(_comparable(item) for item in items):
         reason = "no row has one of ours beside its baseline"
         raise BenchError("--fail-under", outputs.fail_under, reason, "Leave --providers out, or add the baselines")

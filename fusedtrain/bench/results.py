@@ -15,6 +15,7 @@ Results = dict[str, Any]
 """``kind``, ``schema``, what `setting.setting` says, ``options``, ``complete``, ``copy_bandwidth`` and ``rows``; and
 ``fits`` or ``gains`` of the suites that have them."""
 _NEEDED = {"rows": list, "machine": dict, "versions": dict, "options": dict}
+_ROW = {"name": str, "dtype": str, "device": str, "baseline": str, "providers": dict}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,4 +85,7 @@ def load(path: Path) -> Results:
     for key, kind in _NEEDED.items():
         if not isinstance(value.get(key), kind):
             raise BenchError("reading", path, f"it has no {key}", again)
+    for number, row in enumerate(value["rows"]):
+        if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in _ROW.items()):
+            raise BenchError("reading", path, f"row {number} is no row of a run", again)
     return value

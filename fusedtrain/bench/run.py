@@ -127,7 +127,8 @@ def _gains(plan: Plan, model: TrainStep, rows: list[Row]) -> dict[str, Any]:
     try:
         return gains.of_model(model, plan.device, rows, plan.rounds, plan.limit)
     except Exception as error:  # of the user's model, in a step: the rows stand all the same
-        return {"model": model.path, "why_not": f"its step raised {type(error).__name__}: {error}".splitlines()[0]}
+        why = f"its step raised {type(error).__name__}: {error}".splitlines()[0]
+        return {"model": model.path, "why_not": why, "raised": True}
 
 
 def _copy_bandwidth(plan: Plan) -> float:
@@ -221,7 +222,7 @@ def conclude(plan: Plan, results: Results, console: Console) -> int:
         why = f"fewer than {stats.LEAST_VISITS} visits of {'; '.join(few)}: no interval, and nothing for bench compare"
         console.print(f"{why}. More --rounds, or a larger --limit", style="yellow", highlight=False, markup=False)
     console.print(f"written to {plan.path}; python -m fusedtrain bench report {plan.path} makes a page of it")
-    status = 0
+    status = 1 if results.get("gains", {}).get("raised") else 0
     for failure in figures.failures(results["rows"]):
         console.print(failure, style="bold red", highlight=False, markup=False)
         status = 1

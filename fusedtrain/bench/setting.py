@@ -10,6 +10,7 @@ from typing import Any
 
 import fusedtrain
 from fusedtrain import env
+from fusedtrain.bench import peers
 
 ROOT = Path(fusedtrain.__file__).resolve().parent.parent
 
@@ -24,7 +25,8 @@ def git(*arguments: str) -> str | None:
 
 
 def setting(command: str) -> dict[str, Any]:
-    """The date, the command, the commit and whether files have changed since, versions, machine, build, backends."""
+    """The date, the command, the commit and whether files have changed since, versions, also of other projects'
+    optimizers, machine, build, backends."""
     changes = git("status", "--porcelain", "--untracked-files=no")
     return {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -32,6 +34,7 @@ def setting(command: str) -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "changed_since": None if changes is None else bool(changes),
         "versions": env.versions(),
+        "peers": peers.installed(),
         "machine": env.machine(),
         "build": env.build_info(),
         "backends": fusedtrain.backends(),

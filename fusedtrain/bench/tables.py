@@ -128,6 +128,8 @@ def reasons(results: dict[str, Any]) -> dict[str, list[str]]:
         if f.seconds is None:
             who = found.setdefault(f.reason, [])
             name = f.provider or f.workload
+            if f.provider and f.reason.startswith(("WRONG", "failed")):
+                name = f"{f.provider}, of {f.workload}"
             if name not in who:
                 who.append(name)
     return found

@@ -53,7 +53,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError, TypeError: a hyperparameter that is negative, not finite or no number; duplicate parameters.
         RuntimeError: at ``step()``, before anything is written: sparse, complex or integer parameters or gradients,
-            parameters whose elements share memory, states that do not fit, a backend that cannot run it.
+            parameters whose elements share memory, states that do not fit, a backend that cannot run it,
+            ``nonfinite="raise"`` in a CUDA graph or a compiled step.
     """
 
     _step_supports_amp_scaling = True
@@ -190,10 +191,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             settings = self._settings_while_compiling()
         else:
-            self._tell_pending()
             settings = self._settings()
-            if settings.nonfinite == "raise" and self._skipped is not None:
-                pending.check_not_captured(self._call, self._skipped.device)
+            if settings.nonfinite == "raise" or self._pending is not None:
+                self._tell_pending()
             if planned.step(self, settings):
                 return loss
         todo = self._gather(settings)
@@ -203,6 +203,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _tell_pending(self) -> None:
+        pending.check_not_captured(self._call, next(self._parameters(), None))  # to wait would break the capture
         told, self._pending = self._pending, None
         if told is not None:
             told.tell(type(self).__name__)
@@ -371,7 +372,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """What the next step must know of this one."""
         if settings.nonfinite == "raise":
             self._calls += 1
-            if nonfinite is not None and getattr(self, "found_inf", None) is None:
+            if nonfinite is not None and getattr(self, "found_inf", None) is None and not hyper.under_mode():
                 self._pending = Pending(nonfinite, self._calls)
 
     # Checkpoints

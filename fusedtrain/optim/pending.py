@@ -21,8 +21,8 @@ class Pending:
         """
         self._flag, self._step = nonfinite, step
         self._arrived: Any = None
-        device = nonfinite.device
-        if device.type == "cpu":
+        device, here = nonfinite.device, torch.accelerator.current_accelerator()
+        if here is None or device.type != here.type:  # nothing to wait for, or nothing to wait with
             return
         with torch.accelerator.device_index(device.index):  # whose stream it is that is recorded
             self._flag = torch.empty_like(nonfinite, device="cpu", pin_memory=True)
@@ -47,9 +47,10 @@ class Pending:
         return Pending, (torch.tensor(float(self._bad()), device="cpu"), self._step)  # an event is of this process
 
 
-def check_not_captured(call: str, device: torch.device) -> None:
-    """Raises RuntimeError while a CUDA graph is captured: replays do not call ``step()``, and nobody would be told."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+def check_not_captured(call: str, param: Tensor | None) -> None:
+    """Raises RuntimeError while a CUDA graph is captured: replays do not call ``step()``, and nobody would be told.
+    ``param``: one of those that are stepped."""
+    if param is not None and param.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{call}: nonfinite='raise' cannot be captured into a CUDA graph: its replays tell nobody; use 'skip' "
             "and look at skipped_steps"

@@ -108,6 +108,17 @@ def test_a_name_does_not_tell_another_dtype_than_the_rows() -> None:
     assert (one.name, one.dtype) == ("clip + AdamW, GPT-2 small", torch.float16)
 
 
+def test_names_are_shown_as_they_were_written(bench: Run, tmp_path: Path) -> None:
+    done = bench("run", "act", "--model", "modules:ok", "--json", tmp_path / "run.json")
+    assert done.exit_code == 2 and "modules:ok" in done.output  # and no picture
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_what_is_no_ratio_is_refused(bench: Run, tmp_path: Path, value: str) -> None:
+    done = bench("run", "--quick", f"--fail-under={value}", "--json", tmp_path / "run.json")
+    assert done.exit_code == 2 and "it is no ratio" in done.output
+
+
 def test_list_shows_suites_workloads_and_reasons(bench: Run) -> None:
     shown = bench("list", "--device", "cpu").output
     for words in ("optim: clipping", "scaling: cost", ONE, "[quick]", "[GPU, or by name]", "providers on cpu"):

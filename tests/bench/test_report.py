@@ -30,7 +30,7 @@ def full() -> dict[str, Any]:
         {**row(f"scaling, {axis}: {n}", fusedtrain_cpu=[1e-5 + 1e-6 * n], theirs=[1e-4 + 2e-5 * n])}
         | {"axis": axis, "value": n, "suite": "scaling"}
         for axis in ("tensors", "groups", "ranks")
-        for n in (1, 10, 100, 1000)
+        for n in (1, 10, 100, 1000, 10000)
     ]
     run["rows"] = [odd, act, *scaled, {**row("too large"), "why_not": "needs 99 GB"}]
     run["fits"] = fits.of_rows(run["rows"])
@@ -136,7 +136,7 @@ def test_numbers_are_those_of_the_run(page: Parsed) -> None:
 
 def test_a_wrong_row_has_no_time(page: Parsed) -> None:
     lines = [line for line in page.markdown.splitlines() if "fusedtrain-triton" in line]
-    assert lines == ["- fusedtrain-triton: WRONG: error 3 exceeds 2"]
+    assert lines == ["- fusedtrain-triton, of <script>alert(1)</script>: WRONG: error 3 exceeds 2"]
 
 
 def test_an_unfinished_run_says_so(bench: Run, tmp_path: Path) -> None:
@@ -170,8 +170,19 @@ def test_a_row_is_held_against_the_copies_of_its_own_run(tmp_path: Path) -> None
     assert "10.0 to 20.0 GB/s" in pages.page(merged)
 
 
+def test_what_merged_runs_differ_in_is_told(tmp_path: Path) -> None:
+    first, second = results(**timings(0, 2.0)), results()
+    first |= {"when": "Monday", "command": "bench run optim", "peers": {"torchao": "0.18"}}
+    second |= {"when": "Friday", "changed_since": True, "versions": {"torch": "2.13.0"}, "command": "bench run act"}
+    shown = pages.page(pages.load([write(tmp_path / f"{i}.json", run) for i, run in enumerate((first, second))]))
+    for told in ("Monday; Friday", "torch 2.11.0; torch 2.13.0", "bench run optim; bench run act", "torchao 0.18"):
+        assert told in shown
+    assert f"{'0' * 40}; {'0' * 40} with changes" in shown
+
+
 def test_an_empty_run_has_a_page() -> None:
-    run = results() | {"rows": [], "fits": [], "all_gains": [], "commits": ["0"], "copy_bandwidths": []}
+    run = results() | {"rows": [], "fits": [], "all_gains": [], "copy_bandwidths": []}
+    run["runs"] = [run]
     assert "0 lines" in pages.page(run)
     assert pages.as_markdown(run).startswith("# fusedtrain against PyTorch on Abacus, 2 threads")
 

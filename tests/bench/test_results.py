@@ -28,6 +28,8 @@ BAD = {
     "other program": (json.dumps({"rows": []}), "not written by bench run", "bench run --json"),
     "list": ("[1, 2]", "not written by bench run", "bench run --json"),
     "no schema": (json.dumps(results() | {"schema": None}), "schema is None", "bench run --json"),
+    "odd rows": (json.dumps(results() | {"rows": [1]}), "row 0 is no row of a run", "bench run --json"),
+    "rows of nobody": (json.dumps(results() | {"rows": [{"name": "x"}]}), "row 0 is no row", "bench run --json"),
     "no rows": (json.dumps(results() | {"rows": 3}), "has no rows", "bench run --json"),
 }
 

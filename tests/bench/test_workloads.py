@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import fusedtrain as ft
 from fusedtrain import rules
-from fusedtrain.bench import act_providers, clip_norm, peers, shapes, step_providers
+from fusedtrain.bench import act_providers, checked_steps, clip_norm, peers, shapes, step_providers
 from fusedtrain.bench.accuracy import Accuracy
 from fusedtrain.bench.act_dropout import ActDropout
 from fusedtrain.bench.clip_norm import ClipNorm
@@ -128,6 +129,25 @@ def test_a_wrong_step_is_found(what: str, kind: str, dtype: torch.dtype, monkeyp
     monkeypatch.setitem(step_providers.PROVIDERS, "torch-loop", wrong)
     with pytest.raises(AssertionError, match="against fp64"):
         KINDS[kind].check("torch-loop", CPU, dtype)
+
+
+@pytest.mark.parametrize(("eps", "passes"), [(2.6, True), (3.4, False)])
+def test_three_steps_may_err_by_three_eps(eps: float, passes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one tensor of 100 elements torch's own errs by one, and another right order of operations by 2.6."""
+    workload = OptimStep("few", lambda: [(100,)])
+
+    def rough(groups: peers.Groups, settings: peers.Settings) -> object:
+        (p,) = peers.params_of(groups)
+        x = p.detach().clone()
+        steps = checked_steps.CheckedSteps.of([p.grad.clone()])
+        exact = steps.exact(x, p.grad.clone())
+        shifted = exact.abs().argmax()
+        exact[shifted] += eps * torch.finfo(p.dtype).eps * exact.abs().max()
+        return lambda: p.detach().copy_(exact)
+
+    monkeypatch.setitem(step_providers.PROVIDERS, "torch-loop", rough)
+    with contextlib.nullcontext() if passes else pytest.raises(AssertionError, match="against fp64"):
+        workload.check("torch-loop", CPU, torch.float32)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def load(paths: Sequence[Path]) -> Results:
         "all_gains": [run["gains"] for run in runs if "gains" in run],
         "copy_bandwidths": [one for run in runs for one in run.get("copy_bandwidths") or [run.get("copy_bandwidth")]],
         "complete": all(run.get("complete") for run in runs),
-        "commits": list(dict.fromkeys(str(run.get("commit") or "unknown") for run in runs)),
+        "runs": runs,
     }
 
 
@@ -107,20 +107,34 @@ def _machine(run: Results) -> str:
 
 
 def _facts(run: Results) -> list[tuple[str, str]]:
-    machine, versions = run["machine"], run["versions"]
-    changed = " with changes" if run.get("changed_since") else ""
+    machine, runs = run["machine"], run["runs"]
     memory = machine.get("memory_bytes")
     ours = [f"{name} ({state})" for name, state in run.get("backends", {}).items() if state.startswith("available")]
     return [
-        ("measured", str(run.get("when"))),
-        ("commit", ", ".join(run["commits"]) + changed),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+        ("measured", _each(str(one.get("when")) for one in runs)),
+        (
+            "commit",
+            _each(
+                f"{one.get('commit') or 'unknown'}{' with changes' * bool(one.get('changed_since'))}" for one in runs
+            ),
+        ),
+        ("versions", _each(_versions(one["versions"]) for one in runs)),
+        ("others", _each(_versions(one.get("peers", {})) for one in runs) or "none, or not recorded"),
         ("machine", f"{machine.get('cpus')} CPUs, {tables.size(memory)}, {machine.get('cpu_capability')}"),
         ("backends", "; ".join(ours)),
         ("copy bandwidth", _copies(run)),
-        ("load at the start", f"{run['load']:.2f}" if isinstance(run.get("load"), float) else "unknown"),
-        ("command", str(run.get("command"))),
+        ("load at the start", _each(f"{one['load']:.2f}" for one in runs if isinstance(one.get("load"), float))),
+        ("command", _each(str(one.get("command")) for one in runs)),
     ]
+
+
+def _each(told: Iterable[str]) -> str:
+    """What several runs say, where they differ."""
+    return "; ".join(dict.fromkeys(filter(None, told)))
+
+
+def _versions(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
 def _copies(run: Results) -> str:
@@ -151,7 +165,8 @@ def _plots(run: Results, providers: Sequence[str]) -> list[dict[str, str]]:
     kept = [s for s in shares if s.provider != "fusedtrain-reference"]
     if kept:
         svg = plots.plot(kept, providers, "bytes that must move", "share of copy bandwidth", line_at=1.0)
-        what = "Above 1, what is needed lay in a cache."
+        what = "Above 1 is no mistake: of small sizes, what is needed lay in a cache; and a copy on a CPU reads, "
+        what += "uncounted, the lines that it is to write, which a step has read before."
         drawn.append({"title": "Share of the copy bandwidth against size", "what": what, "svg": svg})
     names = {"tensors": "Host time against the number of tensors"}
     for name in ("tensors", "elements", "groups", "threads", "ranks"):

@@ -7,7 +7,7 @@ STYLE = """
   --paper: #fdfcfa; --card: #ffffff; --ink: #22262b; --soft: #5d6670; --line: #dcdfe3;
   --good: #1b7a43; --bad: #b3261e; --bar: #eef0f2;
   --c0: #c8500a; --c1: #2f6db3; --c2: #6b7785; --c3: #7a4fb5; --c4: #1f8a84; --c5: #a83c6b; --c6: #6f7d12;
---c7: #8a5a2b; --c8: #2e7d32; --c9: #3a9cc4; --c10: #e3a008; --c11: #a08a7a; }
+--c7: #8a5a2b; --c8: #2e7d32; --c9: #3a9cc4; --c10: #b07400; --c11: #a08a7a; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #16181b; --card: #1d2024; --ink: #e4e6e9; --soft: #a0a8b1; --line: #383d44;
   --good: #6fcf97; --bad: #ff8a80; --bar: #292d32;
