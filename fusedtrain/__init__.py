@@ -6,14 +6,14 @@ from fusedtrain import schemas as _schemas  # noqa: F401  defines the operators 
 
 # isort: split
 from fusedtrain import functional, nn, optim
-from fusedtrain.backends import native as _native
+from fusedtrain.backends import libraries as _libraries
 from fusedtrain.clip import clip_grad_norm_, clip_grad_value_, global_norm
 from fusedtrain.dispatch import available as backends
 from fusedtrain.fuse import fuse_, unfuse_
 
 __version__ = "0.1.0"
 
-_native.load_libraries()
+_libraries.load_libraries()
 
 __all__ = [
     "backends",

@@ -18,7 +18,8 @@ import torch
 
 import fusedtrain
 from fusedtrain import dispatch, rules, schemas
-from fusedtrain.backends import Backend, native
+from fusedtrain.backends import Backend
+from fusedtrain.backends.libraries import cpu_isa, load_library
 
 PACKAGE = Path(__file__).resolve().parent
 _SETTINGS = ("FUSEDTRAIN_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
@@ -102,14 +103,14 @@ def _memory_bytes() -> int | None:
 def libraries() -> dict[str, dict[str, Any]]:
     """For each native part: ``built``, ``loads``, and the ``reason`` if it does not."""
     info = build_info()
-    cpu = _library("_C", info, native.load_library("cpu"))
+    cpu = _library("_C", info, load_library("cpu"))
     if cpu["loads"]:
-        used, error = native.cpu_isa()
+        used, error = cpu_isa()
         cpu["isa_used"] = error or used
     return {
         "_C": cpu,
         "_plan": _library("_plan", info, _import_plan()),
-        "_C_cuda": _library("_C_cuda", info, native.load_library("cuda")),
+        "_C_cuda": _library("_C_cuda", info, load_library("cuda")),
     }
 
 

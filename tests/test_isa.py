@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fusedtrain
 from fusedtrain import dispatch, rng, rules
-from fusedtrain.backends import native, reference
+from fusedtrain.backends import libraries, reference
 from fusedtrain.testing import assert_as_accurate
 
 pytestmark = pytest.mark.skipif(bool(dispatch.load("cpu").why_not), reason=str(dispatch.load("cpu").why_not))
@@ -31,8 +31,8 @@ PROGRAM = f"""
 import json, sys
 import torch
 from fusedtrain import rules
-from fusedtrain.backends import native
-assert native.load_library("cpu") is None
+from fusedtrain.backends import libraries
+assert libraries.load_library("cpu") is None
 ops, state, results = torch.ops.fusedtrain, torch.tensor({STATE}), {{}}
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     x = torch.linspace(-9, 9, {N}, dtype=torch.float64).to(dtype)
@@ -44,7 +44,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         gated = ops.gated_act_dropout(up, None, state, {THRESHOLD}, name)
         dup, _ = ops.gated_act_dropout_grad(dy, up, None, state, {THRESHOLD}, name, False)
         results[f"{{dtype}} {{name}}"] = [t.double().tolist() for t in (y, dx, dbias, gated, dup)]
-json.dump({{"isa": native.cpu_isa()[0], "results": results}}, sys.stdout)
+json.dump({{"isa": libraries.cpu_isa()[0], "results": results}}, sys.stdout)
 """
 
 
@@ -55,7 +55,7 @@ def run(isa: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
 
 def here() -> list[str]:
     """The instruction sets of this CPU, as the library tells them."""
-    return re.search(r"has (.*?)\)?$", native.cpu_isa()[0]).group(1).split(", ")  # type: ignore[union-attr]
+    return re.search(r"has (.*?)\)?$", libraries.cpu_isa()[0]).group(1).split(", ")  # type: ignore[union-attr]
 
 
 def expected(dtype: torch.dtype, compute: torch.dtype, name: str) -> list[Tensor]:

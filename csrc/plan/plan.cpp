@@ -4,6 +4,7 @@
 
 #include "plan/chunks.h"
 #include "plan/collected.h"
+#include "plan/integer_rows.h"
 #include "plan/snapshot.h"
 #include "plan/table.h"
 
@@ -24,6 +25,19 @@ ft::StepLibrary step_library(uintptr_t unchanged, uintptr_t release, uintptr_t s
   set(library.delete_plan, delete_plan);
   set(library.stands_aside, stands_aside);
   return library;
+}
+
+// Writes rows of a table into a writable buffer of int64, between begin() and end() of a step.
+py::tuple write_rows(const ft::StepTable& table, ft::IntegerRows& rows, const py::buffer& to) {
+  const py::buffer_info buffer = to.request(/*writable=*/true);
+  if (!buffer.item_type_is_equivalent_to<int64_t>() || buffer.ndim != 1 || buffer.strides[0] != sizeof(int64_t) ||
+      buffer.size != rows.size() * rows.width()) {
+    throw std::invalid_argument("StepTable.write: takes a buffer of " + std::to_string(rows.size() * rows.width()) +
+                                " int64, one for each field of each row");
+  }
+  if (!table.stepping()) throw std::runtime_error("StepTable.write: call begin() before, and end() after");
+  const ft::IntegerRows::Span changed = rows.write(table.rows(), static_cast<int64_t*>(buffer.ptr));
+  return py::make_tuple(changed.begin, changed.end);
 }
 
 }  // namespace
@@ -75,6 +89,16 @@ PYBIND11_MODULE(_plan, m) {
       .def(py::init(&step_library), py::arg("unchanged"), py::arg("release"), py::arg("step"), py::arg("new_plan"),
            py::arg("delete_plan"), py::arg("stands_aside"));
 
+  py::class_<ft::IntegerRows>(m, "IntegerRows", "Rows of a table as integers: see plan/integer_rows.h.")
+      .def(py::init([](const ft::StepTable& table, std::vector<size_t> chosen, const std::vector<std::string>& fields,
+                       int64_t chunk, int64_t alignment) {
+             return ft::IntegerRows(table.rows(), std::move(chosen), fields, chunk, alignment);
+           }),
+           py::arg("table"), py::arg("chosen"), py::arg("fields"), py::arg("chunk"), py::arg("alignment"))
+      .def_property_readonly("chunks", &ft::IntegerRows::chunks)
+      .def_property_readonly("width", &ft::IntegerRows::width)
+      .def("__len__", &ft::IntegerRows::size);
+
   py::class_<ft::StepTable>(m, "StepTable", ft::collected<ft::StepTable>())
       .def(py::init<const py::object&, const py::object&, py::list, const std::vector<int64_t>&, py::dict,
                     const py::tuple&, const py::list&, const py::list&, const py::object&, const ft::StepLibrary&,
@@ -88,6 +112,19 @@ PYBIND11_MODULE(_plan, m) {
       .def("step", &ft::StepTable::step, py::arg("rule"), py::arg("hyper"), py::arg("norm_type"), py::arg("inv_scale"),
            py::arg("found_inf"), py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("outputs"),
            py::arg("skipped_steps"))
+      .def("begin", &ft::StepTable::begin)
+      .def("end", &ft::StepTable::end)
+      .def("write", &write_rows, py::arg("rows"), py::arg("to"),
+           "Writes rows as integers, between begin() and end(); (begin, end) of the integers that are new.")
+      .def(
+          "types",
+          [](const ft::StepTable& table) {
+            std::vector<std::vector<std::string>> names;
+            for (const ft::StepRow& row : table.rows()) names.push_back(ft::type_names(row, table.states()));
+            return names;
+          },
+          "For each row the names of the dtypes of p, g and the states.")
+      .def_property_readonly("elements", &ft::StepTable::elements)
       .def("has_double_gradient", &ft::StepTable::has_double_gradient)
       .def("written", &ft::StepTable::written)
       .def("__len__", &ft::StepTable::size);

@@ -104,7 +104,7 @@ bool StepTable::read_here(PyObject* x, DLTensor& to) const {
 StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) {
   if (!reader_.read(x, seen)) refuse(std::string("a ") + what + " that is not dense memory");
   if (!device_) {
-    if (seen.device.device_type != (on_host_ ? kDLCPU : kDLCUDA)) refuse("a device that is not the library's");
+    if (!(on_host_ ? is_host(seen.device) : is_cuda(seen.device))) refuse("a device that is not the library's");
     device_ = seen.device;
   }
   if (!same_device(seen.device, *device_)) refuse(std::string("a ") + what + " on another device than the first");
@@ -311,28 +311,38 @@ bool StepTable::stands_aside() const {
   return library_.stands_aside != nullptr && device_ && library_.stands_aside(device_->device_id) != 0;
 }
 
+void StepTable::begin() {
+  if (!ready_ || busy_)
+    throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
+  busy_ = true;
+}
+
+void StepTable::end() {
+  busy_ = false;
+  drop_gradients();
+}
+
 bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, const py::object& inv_scale,
                      const py::object& found_inf, double max_norm, bool skip_nonfinite, const py::object& outputs,
                      const py::object& skipped_steps) {
-  if (!ready_ || busy_)
-    throw std::runtime_error("StepTable.step: call refresh() before every step, and step only if it is true");
-  struct DropGradients {
+  begin();
+  struct End {
     StepTable& table;
-    ~DropGradients() { table.drop_gradients(); }
+    ~End() { table.end(); }
   } const whatever_happens{*this};
   StepCall call = {};
   DLTensor table;
   int32_t groups = 0;
   for (const StepRow& row : rows_) groups = std::max(groups, row.group + 1);
   if (!reader_.is_plain(hyper.ptr()) || !reader_.read(hyper.ptr(), table) ||
-      !(table.device.device_type == kDLCPU || (device_ && same_device(table.device, *device_))) ||
+      !(is_host(table.device) || (device_ && same_device(table.device, *device_))) ||
       float_type(table.dtype) != DType::kDouble || table.ndim != 2 || !is_dense(table) || table.shape[0] < groups ||
       (table.shape[0] > 1 && table.strides[0] != table.shape[1])) {
     throw std::invalid_argument(
         "StepTable.step: hyper must be a contiguous fp64 (groups, columns) on the CPU or the device of the table");
   }
   call.hyper = static_cast<const double*>(data_of(table));
-  call.hyper_here = table.device.device_type != kDLCPU;
+  call.hyper_here = !is_host(table.device);
   call.hyper_rows = table.shape[0];
   call.hyper_columns = table.shape[1];
   call.rows = rows_.data();
@@ -364,12 +374,10 @@ bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, co
   }
   char message[512] = "";
   int status;
-  busy_ = true;
   {
     py::gil_scoped_release release;
     status = library_.step(plan_.get(), &call, message, sizeof message);
   }
-  busy_ = false;
   if (status == kFailed) throw std::runtime_error(message);
   return status == kStepped;
 }

@@ -36,6 +36,11 @@ class StepTable {
   // Whether step() would return false now: nothing is read for that.
   bool stands_aside() const;
 
+  // For a step that is not step(): between the two, gradients are what refresh() saw and no other thread steps; end()
+  // lets them go. begin() throws std::runtime_error unless refresh() returned true and no step came after it.
+  void begin();
+  void end();
+
   // One step, after a refresh() that returned true; lets the gradients go, whatever happens. hyper may be on the host,
   // the other tensors are on the device of the table. outputs: grad_norm, clip_coef and nonfinite in one row of three,
   // or None. False, and nothing was done, where the library stood aside.
@@ -49,6 +54,11 @@ class StepTable {
 
   bool has_double_gradient() const;
   size_t size() const { return rows_.size(); }
+  int64_t elements() const { return work_.elements; }
+  size_t states() const { return keys_.size(); }
+  // Of their gradients' memory only a step knows: between begin() and end().
+  const std::vector<StepRow>& rows() const { return rows_; }
+  bool stepping() const { return busy_; }
   // Parameters, states and steps: whatever a step writes.
   py::list written() const;
 

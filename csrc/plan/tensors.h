@@ -64,6 +64,11 @@ inline std::optional<DType> float_type(const DLDataType& t) {
   return std::nullopt;
 }
 
+inline bool is_host(const DLDevice& x) { return x.device_type == kDLCPU; }
+
+// Whether it is what torch calls "cuda", which in a torch for ROCm are AMD's.
+inline bool is_cuda(const DLDevice& x) { return x.device_type == kDLCUDA || x.device_type == kDLROCM; }
+
 inline bool same_device(const DLDevice& a, const DLDevice& b) {
   return a.device_type == b.device_type && a.device_id == b.device_id;
 }
