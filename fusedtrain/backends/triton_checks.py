@@ -35,11 +35,13 @@ def check_tensor(op: str, name: str, x: Tensor, device: torch.device) -> None:
         refuse(op, f"{name} is sparse ({x.layout}); make it dense first, as with .to_dense()")
     if x.dtype not in FLOATS:
         refuse(op, f"{name} has dtype {_dtype(x)}; it must be float32, float64, float16 or bfloat16")
+    if not x.data_ptr() and x.numel():
+        refuse(op, f"{name} has no memory: its storage was freed, as by resize_(0); allocate it again")
 
 
 def _check_list(op: str, name: str, xs: Sequence[Tensor], device: torch.device) -> None:
     for i, x in enumerate(xs):
-        if x.device != device or x.layout != torch.strided or x.dtype not in FLOATS:
+        if x.device != device or x.layout != torch.strided or x.dtype not in FLOATS or not x.data_ptr():
             check_tensor(op, f"{name}[{i}]", x, device)
 
 
