@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from fusedtrain import dispatch
 from fusedtrain.backends import Backend
+
+BY_TABLE = [name for name in dispatch.ORDER if name != "reference"]
+"""The backends that step by tables: all that have kernels."""
 
 
 def launcher_of(backend: Backend) -> Any:

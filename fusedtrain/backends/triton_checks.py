@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -142,6 +142,33 @@ def _check_steps(op: str, steps: Sequence[Tensor], device: torch.device) -> None
             )
 
 
+def check_max_norm(op: str, max_norm: float) -> None:
+    if math.isnan(max_norm):
+        refuse(op, "max_norm is NaN; it must be >= 0, or negative for no clipping")
+
+
+def check_launch(
+    op: str,
+    rule: str,
+    hyper: Tensor,
+    device: torch.device,
+    scalars: Mapping[str, Tensor | None],
+    skipped_steps: Tensor | None,
+) -> None:
+    """The arguments of a step that are no lists."""
+    _check_hyper(op, rule, hyper, device)
+    for name, scalar in scalars.items():
+        check_scalar(op, name, scalar, device)
+    if skipped_steps is not None and (
+        skipped_steps.device != device or skipped_steps.dtype != torch.int64 or skipped_steps.numel() != 1
+    ):
+        refuse(
+            op,
+            f"skipped_steps has shape {_shape(skipped_steps)} and dtype {_dtype(skipped_steps)}; it must be one int64 "
+            f"on {device}",
+        )
+
+
 def check_step(
     op: str,
     rule: str,
@@ -174,12 +201,10 @@ def check_step(
     for name, length, expected in lengths:
         if length != expected:
             refuse(op, f"{name} has {length} entries; it must have {expected}")
-    if math.isnan(max_norm):
-        refuse(op, "max_norm is NaN; it must be >= 0, or negative for no clipping")
+    check_max_norm(op, max_norm)
     if not n:
         return
     device = params[0].device
-    _check_hyper(op, rule, hyper, device)
     scalars = {
         "norm": norm,
         "nonfinite": nonfinite,
@@ -188,16 +213,7 @@ def check_step(
         "grad_norm": grad_norm,
         "clip_coef": clip_coef,
     }
-    for name, scalar in scalars.items():
-        check_scalar(op, name, scalar, device)
-    if skipped_steps is not None and (
-        skipped_steps.device != device or skipped_steps.dtype != torch.int64 or skipped_steps.numel() != 1
-    ):
-        refuse(
-            op,
-            f"skipped_steps has shape {_shape(skipped_steps)} and dtype {_dtype(skipped_steps)}; it must be one int64 "
-            f"on {device}",
-        )
+    check_launch(op, rule, hyper, device, scalars, skipped_steps)
     if max_norm >= 0 and norm is None:
         refuse(op, f"max_norm is {max_norm:g} but norm is None; pass that of global_norm")
     if skip_nonfinite and nonfinite is None:

@@ -251,8 +251,8 @@ def norm_kernel(
         tl.store(nonfinite, tl.where(finite, 0.0, 1.0))
 
 
-def _blocks(elements: int) -> int:
-    """The blocks of a chunk of so many elements in all."""
+def blocks_of_chunk(elements: int) -> int:
+    """The blocks of a chunk where there are so many elements in all."""
     return BLOCKS * max(1, -(-elements // (BLOCKS * BLOCK * PARTIALS)))
 
 
@@ -290,21 +290,41 @@ def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor
     groups = by_dtype([x if layout.of(x) == "dense" else x.contiguous() for x in tensors])
     norm = torch.empty((), dtype=torch.float64 if torch.float64 in groups else torch.float32, device=device)
     nonfinite = torch.empty((), device=device)
-    blocks = _blocks(sum(x.numel() for x in tensors))
+    blocks = blocks_of_chunk(sum(x.numel() for x in tensors))
     work = [(dtype, runs(xs, blocks * BLOCK)) for dtype, xs in groups.items()]
     n = sum(rows.chunks for _, rows in work)
     partials = torch.empty((n, 2), dtype=torch.float64, device=device)
-    before, order = 0, _order(norm_type)
+    extras = head_extras([rows.chunks for _, rows in work], norm_type, blocks)
     with current(device):
-        for k, (dtype, rows) in enumerate(work):
-            total = n if k == len(work) - 1 else -1
-            table = rows.table(device, [*bits([norm_type]), before, total, blocks])
-            size = _size(dtype, order)
-            norm_kernel[size.grid(device, rows.chunks)](
-                table, partials, norm, nonfinite, **_constants(dtype, order), **size.options()
-            )
-            before += rows.chunks
+        for (dtype, rows), extra in zip(work, extras, strict=True):
+            launch(rows.table(device, extra), rows.chunks, partials, norm, nonfinite, dtype, norm_type)
     return norm, nonfinite
+
+
+def head_extras(chunks: list[int], norm_type: float, blocks: int) -> list[list[int]]:
+    """What the head of each table of a norm has besides, where launches work on so many chunks one after another."""
+    extras, before = [], 0
+    for k, own in enumerate(chunks):
+        extras.append([*bits([norm_type]), before, sum(chunks) if k == len(chunks) - 1 else -1, blocks])
+        before += own
+    return extras
+
+
+def launch(
+    table: Tensor,
+    chunks: int,
+    partials: Tensor,
+    norm: Tensor,
+    nonfinite: Tensor,
+    dtype: torch.dtype,
+    norm_type: float,
+) -> None:
+    """Measures the tensors of a table, all of one dtype, on the current device. The last launch of a norm writes it."""
+    order = _order(norm_type)
+    size = _size(dtype, order)
+    norm_kernel[size.grid(table.device, chunks)](
+        table, partials, norm, nonfinite, **_constants(dtype, order), **size.options()
+    )
 
 
 def aot_cases() -> Iterator[AotCase]:

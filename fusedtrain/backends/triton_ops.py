@@ -80,6 +80,7 @@ def load(name: str) -> Backend:
         interpreted = bool(triton.knobs.runtime.interpret)
         device_type = "cpu" if interpreted else "cuda"
         ops = _register(device_type)
+        launcher = importlib.import_module("fusedtrain.backends.triton_planned").step_launcher(device_type)
     except ModuleNotFoundError as error:
         missing = "triton is not installed" if error.name == "triton" else f"triton does not work here: {error}"
         return Backend(name=name, why_not=missing)
@@ -93,5 +94,6 @@ def load(name: str) -> Backend:
         dtypes=frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
         rules=frozenset(rules.ACTIVATIONS) | frozenset(rules.UPDATES),
         by_name_only=interpreted,
+        step_launcher=launcher,
         **ops,
     )

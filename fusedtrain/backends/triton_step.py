@@ -44,6 +44,8 @@ STEP = tl.constexpr(0)
 COUNTER = tl.constexpr(1)
 GROUP = tl.constexpr(2)
 OTHERS = tl.constexpr(3)
+MORE = {"step": STEP, "step_type": COUNTER, "group": GROUP}
+"""By the names that `fusedtrain._plan.IntegerRows` has for them."""
 
 BLOCK = 1024
 COUNTERS_BLOCK = tl.constexpr(128)
@@ -319,18 +321,26 @@ def optim_step_(
             if k == len(work) - 1:  # written, and counted, once: when no launch has the inputs yet to read
                 outputs = (grad_norm, clip_coef, skipped_steps)
             table = rows.table(device, bits([max_norm]), tail)
-            size = _size(dtypes)
-            step_kernel[size.grid(device, rows.chunks)](
-                table,
-                table[table.numel() - len(tail) :].view(torch.float64) if tail else hyper,
-                norm,
-                nonfinite if skip_nonfinite else None,
-                inv_scale,
-                found_inf,
-                *outputs,
-                **_constants(rule, dtypes),
-                **size.options(),
-            )
+            values = table[table.numel() - len(tail) :].view(torch.float64) if tail else hyper
+            inputs = (norm, nonfinite if skip_nonfinite else None, inv_scale, found_inf)
+            launch(table, rows.chunks, values, inputs, outputs, rule, dtypes)
+
+
+def launch(
+    table: Tensor,
+    chunks: int,
+    hyper: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    outputs: tuple[Tensor | None, ...],
+    rule: str,
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    """Steps the tensors of a table, all of one choice of dtypes, on the current device. ``inputs``: norm, nonfinite if
+    it is to skip the step, inv_scale, found_inf; ``outputs``: grad_norm, clip_coef, skipped_steps."""
+    size = _size(dtypes)
+    step_kernel[size.grid(table.device, chunks)](
+        table, hyper, *inputs, *outputs, **_constants(rule, dtypes), **size.options()
+    )
 
 
 def aot_cases() -> Iterator[AotCase]:

@@ -1,5 +1,5 @@
-"""The device table of a launch over any number of tensors: an int64 tensor, written anew for every call, since
-gradients are freed and allocated again between steps.
+"""The device table of a launch over any number of tensors: an int64 tensor. That of a call with lists is written anew
+each time, since gradients are freed and allocated again between steps; `triton_planned` keeps its tables.
 
 It begins with a head; a row per tensor follows. Rows are cut into chunks, numbered through, and a program finds the row
 of a chunk by search. Sizes and counts are read from the table rather than passed: Triton compiles anew for integer
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -81,9 +81,24 @@ def double_at(address):
 @triton.jit
 def done_last(table):
     """Whether all other programs of this launch have come here before. What they have read and written by then is
-    behind them: the barrier holds back the ticket until all threads of a program have arrived."""
+    behind them: the barrier holds back the ticket until all threads of a program have arrived. The last one puts the
+    ticket back, for the next launch with this table."""
     tl.debug_barrier()
-    return tl.atomic_add(table + TICKET, 1) == tl.num_programs(0) - 1
+    last = tl.atomic_add(table + TICKET, 1) == tl.num_programs(0) - 1
+    if last:
+        tl.store(table + TICKET, 0)
+    return last
+
+
+def fields(runs: Sequence[str], more: Mapping[str, tl.constexpr] | None = None) -> list[str]:
+    """The fields of a row by name, in their order, for `fusedtrain._plan.IntegerRows`: those of every row, addresses of
+    runs, and what a kernel wants besides, with its position after the addresses."""
+    head = {"first_chunk": FIRST, "numel": NUMEL, "aligned": ALIGNED}
+    return [*_by_position(head), *runs, *_by_position(more or {})]
+
+
+def _by_position(positions: Mapping[str, tl.constexpr]) -> list[str]:
+    return sorted(positions, key=lambda name: int(positions[name].value))
 
 
 class Rows:
@@ -104,8 +119,12 @@ class Rows:
 
     def table(self, device: torch.device, extra: Sequence[int] = (), tail: Sequence[int] = ()) -> Tensor:
         """The table on the device, in one upload that nobody waits for: int64 (HEAD + rows * width + tail,)."""
-        extra = [*extra, *[0] * (HEAD.value - EXTRA.value - len(extra))]
-        return _upload(array("q", [0, self.count, self.chunks, *extra, *self._flat, *tail]), device)
+        return _upload(array("q", [*head(self.count, self.chunks, extra), *self._flat, *tail]), device)
+
+
+def head(rows: int, chunks: int, extra: Sequence[int] = ()) -> list[int]:
+    """The head of a table that no launch has used yet, (HEAD,)."""
+    return [0, rows, chunks, *extra, *[0] * (HEAD.value - EXTRA.value - len(extra))]
 
 
 _captured: list[Tensor] = []
@@ -118,9 +137,28 @@ def _upload(values: array[int], device: torch.device) -> Tensor:
         return host
     # The allocator of pinned memory reuses a block only when the copies from it are done.
     pinned = host.pin_memory()
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if capturing(device):
         _captured.append(pinned)
     return pinned.to(device, non_blocking=True)
+
+
+def refill(to: Tensor, values: Tensor) -> None:
+    """Copies values of the host to a tensor on a device, behind what its current stream does already. Nobody waits, and
+    the values may be changed at once."""
+    to.copy_(values if to.device.type == "cpu" else values.pin_memory(), non_blocking=True)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream of a device is being captured into a graph."""
+    if device.type != "cuda":
+        return False
+    with current(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def stream_of(device: torch.device) -> Any:
+    """The current stream of a device, to be compared with others."""
+    return None if device.type == "cpu" else torch.accelerator.current_stream(device)
 
 
 def bits(values: Iterable[float]) -> list[int]:

@@ -1,6 +1,6 @@
 """Repeated steps by a table that stays on the GPU: what they cost, and that no graph, stream or device is mixed up.
 
-What they notice and copy is tested on every machine: tests/cuda_kernels/test_planned_step.py, tests/planner."""
+What they notice and copy is tested on every machine: tests/planner, tests/triton_kernels/test_planned_triton.py."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ SHAPES: list[tuple[int, ...]] = [(1000, 33), (7,), (4097,), (0,), (), (5, 5)]
 
 
 @pytest.fixture(autouse=True)
-def tables() -> None:
-    launcher_of(dispatch.load("cuda"))
+def tables(on_gpu: str) -> None:
+    """Every backend of GPUs, also where none is named."""
+    launcher_of(dispatch.load(on_gpu))
 
 
 def warm(case: str = "adamw", dtype: torch.dtype = torch.float32, steps: int = 3, **settings: Any) -> Any:
     """An optimizer that steps by a table."""
     params = parameters(random(SHAPES, CUDA, dtype), random(SHAPES, CUDA, dtype, 1))
-    opt = optimizer(case, params, **{"max_norm": 1.0, "backend": "cuda", **settings})
+    opt = optimizer(case, params, **{"max_norm": 1.0, **settings})
     for _ in range(steps):
         opt.step()
     assert opt._planner is not None
@@ -59,7 +60,7 @@ def events(step: Any) -> tuple[int, int]:
 @pytest.mark.parametrize("tensors", [1, 2000])
 def test_two_launches_and_no_copy(tensors: int) -> None:
     xs = [torch.ones(100, device=CUDA) for _ in range(tensors)]
-    opt = optimizer("adamw", parameters(xs, [torch.ones_like(x) for x in xs]), max_norm=1.0, backend="cuda")
+    opt = optimizer("adamw", parameters(xs, [torch.ones_like(x) for x in xs]), max_norm=1.0)
     for _ in range(3):
         opt.step()
     kernels, copies = events(opt.step)
@@ -97,7 +98,7 @@ def test_both_ways_are_bitwise_equal(case: str, dtype: torch.dtype) -> None:
 def test_a_repeated_step_never_waits(no_waiting: None) -> None:
     generator = torch.Generator(CUDA).manual_seed(0)
     xs, gs = ([torch.randn(shape, generator=generator, device=CUDA) for shape in SHAPES] for _ in range(2))
-    opt = optimizer("adamw", parameters(xs, gs), max_norm=1.0, nonfinite="skip", backend="cuda")
+    opt = optimizer("adamw", parameters(xs, gs), max_norm=1.0, nonfinite="skip")
     for i in range(6):
         if i % 2:
             opt.param_groups[0]["lr"] = 0.1 / (i + 1)
@@ -168,13 +169,13 @@ def test_capture_after_steps_by_a_table() -> None:
     assert (kernels, copies) == (2, 0)
 
 
-def test_a_model_that_moves_to_the_host_is_stepped_there() -> None:
+def test_a_model_that_moves_to_the_host_is_stepped_there(monkeypatch: pytest.MonkeyPatch) -> None:
     opt, twin = warm(), warm()
+    monkeypatch.delenv("FUSEDTRAIN_BACKEND")
     for p in params_of(opt):
         grad = p.grad
         p.grad, p.data = None, p.data.cpu()
         p.grad = grad.cpu()  # type: ignore[union-attr]
-    opt.backend = None
     opt.step()
     by_lists(twin)
     for p, q in zip(params_of(opt), params_of(twin), strict=True):
@@ -185,7 +186,7 @@ def test_a_model_that_moves_to_the_host_is_stepped_there() -> None:
 def test_a_device_that_is_not_the_current_one() -> None:
     second = torch.device("cuda:1")
     params = parameters(random(SHAPES, second, torch.float32), random(SHAPES, second, torch.float32, 1))
-    opt = optimizer("adamw", params, max_norm=1.0, backend="cuda")
+    opt = optimizer("adamw", params, max_norm=1.0)
     with torch.cuda.device(0):
         for _ in range(4):
             opt.step()

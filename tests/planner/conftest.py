@@ -1,16 +1,17 @@
-"""Tables are tested with every backend that steps by them. Without a GPU that of CUDA is emulated."""
+"""Tables are tested with every backend that steps by them. Without a GPU that of CUDA is emulated, and Triton
+interpreted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from step_tables import launcher_of
+from step_tables import BY_TABLE, launcher_of
 
 from fusedtrain import dispatch
 
 
-@pytest.fixture(scope="module", params=["cpu", "cuda"])
+@pytest.fixture(scope="module", params=BY_TABLE)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

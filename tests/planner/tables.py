@@ -22,16 +22,20 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "AdamW": lambda p, **kw: ft.optim.AdamW(p, lr=0.01, amsgrad=True, **kw),
     "Lion": lambda p, **kw: ft.optim.Lion(p, lr=0.01, **kw),
 }
-SHAPES: list[tuple[int, ...]] = [(3, 5), (0,), (), (700, 60), (1, 4, 1)]
+COUNT = 5
+"""Of the tensors that `parameters` gives."""
 
 
 def place() -> torch.device:
     """Where the tensors of the backend that is tested are: see the fixture `backend`."""
-    on_gpu = os.environ.get("FUSEDTRAIN_BACKEND") == "cuda" and torch.cuda.is_available()
+    on_gpu = os.environ.get("FUSEDTRAIN_BACKEND") in ("cuda", "triton") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def parameters(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES) -> list[torch.nn.Parameter]:
+def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    """Tensors of every kind, of which the fourth has several chunks. Those of Triton are smaller, and interpreted."""
+    large = (40, 30) if os.environ.get("FUSEDTRAIN_BACKEND") == "triton" else (700, 60)
+    shapes: list[tuple[int, ...]] = [(3, 5), (0,), (), large, (1, 4, 1)]
     generator = torch.Generator().manual_seed(0)
     return [torch.nn.Parameter(torch.randn(s, generator=generator).to(place(), dtype)) for s in shapes]
 

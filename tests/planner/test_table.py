@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import OPTIMIZERS, SHAPES, Pair, everything, give_gradients, has_table, parameters, place
+from tables import COUNT, OPTIMIZERS, Pair, everything, give_gradients, has_table, parameters, place
 from torch import Tensor
 
 import fusedtrain as ft
@@ -101,7 +102,7 @@ def test_A17_gradients_freed_and_reallocated() -> None:
         for p in pair.params:
             p.grad = None
         held = [
-            torch.empty(n, device=place()) for n in (15, 42_000, 1, 4, seed + 1)
+            torch.empty(n, device=place()) for n in (15, pair.params[3].numel(), 1, 4, seed + 1)
         ]  # takes the places of the gradients
         pair.step(100 + seed)
         del held
@@ -169,9 +170,11 @@ def test_a_parameter_exchanged_in_its_group() -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.lists(st.sets(st.integers(0, len(SHAPES) - 1)), min_size=1, max_size=10))
+@given(st.lists(st.sets(st.integers(0, COUNT - 1)), min_size=1, max_size=10))
 def test_gradients_that_come_and_go(patterns: list[set[int]]) -> None:
     pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0)
+    if os.environ["FUSEDTRAIN_BACKEND"] == "triton":  # a step that is interpreted takes long
+        patterns = patterns[:3]
     for seed, without in enumerate(patterns):
         pair.step(seed, tuple(without))
 
@@ -183,11 +186,11 @@ def test_a_gradient_of_another_layout_dtype_or_kind_goes_by_lists() -> None:
         give_gradients(params, seed)
         opt.step()
     assert has_table(opt)
-    params[3].grad = torch.randn(60, 700, device=place()).t()
+    params[3].grad = torch.randn(params[3].shape[::-1], device=place()).t()
     before = params[3].detach().clone()
     opt.step()
     assert not torch.equal(params[3], before)
-    params[3].grad = torch.randn(700, 60, device=place()).to_sparse()
+    params[3].grad = torch.randn(params[3].shape, device=place()).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         opt.step()
 
@@ -251,11 +254,17 @@ def test_no_step_without_a_table_that_holds() -> None:
     opt = ft.optim.AdamW(params)
     give_gradients(params, 0)
     opt.step()
-    table = opt._planner.table.table  # type: ignore[union-attr]
+    table, launcher = opt._planner.table.table, opt._planner.table.launcher  # type: ignore[union-attr]
+    hyper = opt._settings().tables["adamw"]
+    arguments = (table, "adamw", hyper, 0.0, None, None, -1.0, False, None, None)
     assert table.refresh(opt.param_groups, opt.state)
     assert not table.refresh([], opt.state)
     with pytest.raises(RuntimeError, match="refresh"):
-        table.step(0, None, 0.0, None, None, -1.0, False, None, None)
+        launcher.step(*arguments)
+    assert table.refresh(opt.param_groups, opt.state)
+    assert launcher.step(*arguments)
+    with pytest.raises(RuntimeError, match="refresh"):
+        launcher.step(*arguments)
 
 
 def test_shared_memory_is_refused(backend: str) -> None:

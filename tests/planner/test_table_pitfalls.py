@@ -155,10 +155,10 @@ def test_gradients_are_let_go_when_a_step_raises(monkeypatch: pytest.MonkeyPatch
         return [weakref.ref(p.grad) for p in params]
 
     grads = watched()
-    table = opt._planner.table.table  # type: ignore[union-attr]
+    table, launcher = opt._planner.table.table, opt._planner.table.launcher  # type: ignore[union-attr]
     assert table.refresh(opt.param_groups, opt.state)
     with pytest.raises(ValueError, match="hyper"):
-        table.step(0, None, 0.0, None, None, -1.0, False, None, None)
+        launcher.step(table, "adamw", torch.zeros(1, 3), 0.0, None, None, -1.0, False, None, None)
     opt.zero_grad()
     assert [g() for g in grads] == [None] * len(grads)
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from fusedtrain.backends import step_tables
+
 pytest.importorskip("triton")
 SCRIPT = '''
 import math
@@ -37,14 +39,16 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 JITFunction.run = compile_only
 
 from fusedtrain import rules
-from fusedtrain.backends import triton_norm, triton_scale, triton_step
+from fusedtrain.backends import triton_norm, triton_planned, triton_scale, triton_step
 
 
 def shifted(n, offset):
     return torch.ones(n + offset)[offset:]
 
 
-steps = 0
+launcher = triton_planned.step_launcher("cpu")
+keys = rules.UPDATES["adamw"].slots
+steps = by_table = 0
 for sizes in ([1], [16], [1000, 0, 17], [3] * 16, [70000] * 17, [1, 2**20]):
     for offset in (0, 1):
         lr, t, max_norm = 0.1 / (steps + 1), steps, (1.0, 0.5, math.inf, 16.0)[steps % 4]
@@ -54,20 +58,35 @@ for sizes in ([1], [16], [1000, 0, 17], [3] * 16, [70000] * 17, [1, 2**20]):
         norm, nonfinite = torch.ones(4)[offset : offset + 1], torch.zeros(4)[offset : offset + 1]
         triton_scale.clip_scale_(grads, norm, max_norm)
         row = [lr, 1.0, math.inf, 0.0, 0.9, 0.99, 1e-8, 0.1]
+        hyper = torch.tensor([row] * (steps % 3 + 1), dtype=torch.float64)
+        counts = [torch.tensor(float(t)) for _ in sizes]
+        skipped = torch.zeros(2, dtype=torch.int64)[offset]
         triton_step.optim_step_(
-            "adamw", params, grads, [*m, *v], [torch.tensor(float(t)) for _ in sizes],
-            torch.tensor([row] * (steps % 3 + 1), dtype=torch.float64), [steps % (steps % 3 + 1)] * len(sizes),
+            "adamw", params, grads, [*m, *v], counts, hyper, [steps % (steps % 3 + 1)] * len(sizes),
             norm, nonfinite, scale, found_inf, max_norm, True,
-            torch.ones(4)[offset], torch.ones(4)[offset], torch.zeros(2, dtype=torch.int64)[offset],
+            torch.ones(4)[offset], torch.ones(4)[offset], skipped,
         )
         steps += 1
+        if launcher is None:
+            continue
+        groups, entries = [{"params": params}], [dict(zip(keys, states)) for states in zip(m, v)]
+        state = dict(zip(params, entries))
+        for p, g in zip(params, grads):
+            p.grad = g
+        table = launcher.table(groups, [steps % 3 % len(hyper)], state, keys, entries, counts)
+        for rate in (lr, lr / 2):
+            hyper[:, 0] = rate
+            assert table.refresh(groups, state)
+            outputs = torch.ones(5)[offset : offset + 3]
+            assert launcher.step(table, "adamw", hyper, 2.0, scale, found_inf, max_norm, True, outputs, skipped)
+            by_table += 1
 
 for kernel in sorted(kernels, key=lambda kernel: kernel.fn.__name__):
     compiled = list(kernel.device_caches[0][0].values())
     ptx = compiled[0].asm["ptx"]
     wide = ptx.count("ld.global.v4.b32"), ptx.count("st.global.v4.b32")
     print(kernel.fn.__name__, len(compiled), *wide, ".local" in ptx)
-print(steps)
+print(steps, by_table, launcher is not None)
 '''
 
 
@@ -85,7 +104,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def test_no_size_rate_step_or_alignment_compiles_anew(steps: list[list[str]]) -> None:
-    assert [words[:2] for words in steps] == [["norm_kernel", "1"], ["scale_kernel", "1"], ["step_kernel", "1"], ["12"]]
+    assert [words[:2] for words in steps[:3]] == [["norm_kernel", "1"], ["scale_kernel", "1"], ["step_kernel", "1"]]
+    assert steps[3:] in ([["12", "24", "True"]], [["12", "0", "False"]])
+    assert step_tables.parts() is None or steps[3][2] == "True"
 
 
 def test_accesses_are_wide_and_none_is_to_local_memory(steps: list[list[str]]) -> None:
