@@ -36,6 +36,8 @@ SCHEMAS: dict[str, str] = {
     " bool needs_bias_grad) -> (Tensor, Tensor)",
     # (norm, nonfinite): 0-dim, fp32 (fp64 if any tensor is); nonfinite is fp32, 1 if any element is inf or NaN else 0.
     "global_norm": "(Tensor[] tensors, float norm_type) -> (Tensor, Tensor)",
+    # The norm of each tensor: (N,), fp32 (fp64 if any tensor is).
+    "tensor_norms": "(Tensor[] tensors, float norm_type) -> Tensor",
     # grads *= clip_coefficient(norm, max_norm), where it is below 1.
     "clip_scale_": "(Tensor(a!)[] grads, Tensor norm, float max_norm) -> ()",
     # One step of a rule over a list of tensors.
@@ -112,11 +114,20 @@ def _fake_gated_act_dropout_grad(
     return torch.empty_like(x), _bias_grad_like(dy, x.shape[-1], needs_bias_grad)
 
 
+def _empty_norms(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return torch.empty(shape, dtype=dtype, device=tensors[0].device if tensors else torch.device("cpu"))
+
+
 def _fake_global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
     _check_one_device("global_norm", *tensors)
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return torch.empty((), dtype=dtype, device=device), torch.empty((), dtype=torch.float32, device=device)
+    norm = _empty_norms(tensors, ())
+    return norm, torch.empty_like(norm, dtype=torch.float32)
+
+
+def _fake_tensor_norms(tensors: list[Tensor], norm_type: float) -> Tensor:
+    _check_one_device("tensor_norms", *tensors)
+    return _empty_norms(tensors, (len(tensors),))
 
 
 def _fake_clip_scale_(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
@@ -136,6 +147,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "gated_act_dropout": _fake_gated_act_dropout,
     "gated_act_dropout_grad": _fake_gated_act_dropout_grad,
     "global_norm": _fake_global_norm,
+    "tensor_norms": _fake_tensor_norms,
     "clip_scale_": _fake_clip_scale_,
     "optim_step_": _fake_optim_step_,
 }

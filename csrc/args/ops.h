@@ -29,6 +29,9 @@ std::tuple<Tensor, Tensor> gated_act_dropout_grad(const Tensor& dy, const Tensor
 // (norm, nonfinite) of all tensors.
 std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type);
 
+// The norm of each.
+Tensor tensor_norms(const TensorList& tensors, double norm_type);
+
 void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm);
 
 void optim_step_(const std::string& rule, const TensorList& params, const TensorList& grads, const TensorList& states,

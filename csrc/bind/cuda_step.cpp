@@ -1,4 +1,5 @@
-// The norm of a list of tensors, the scaling of gradients to a norm, and a step of an update rule, for CUDA tensors.
+// The norm of a list of tensors and of each of them, the scaling of gradients to a norm, and a step of an update rule,
+// for CUDA tensors.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "args/ops.h"
@@ -11,6 +12,7 @@ namespace ft {
 namespace {
 
 constexpr const char* kNorm = "global_norm";
+constexpr const char* kNorms = "tensor_norms";
 constexpr const char* kScale = "clip_scale_";
 constexpr const char* kStep = "optim_step_";
 
@@ -23,9 +25,25 @@ std::vector<DeviceRun> device_runs(const Runs& list) {
   return runs;
 }
 
-ScalarRef new_scalar(bool is_double, const Tensor& like, Tensor& owner) {
-  owner = empty({}, is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), like);
+// A scalar, or an array of some shape, of a result.
+ScalarRef new_result(const std::vector<int64_t>& shape, bool is_double, const Tensor& like, Tensor& owner) {
+  owner = empty(shape, is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), like);
   return {owner.data_ptr(), is_double ? DType::kDouble : DType::kFloat};
+}
+
+// What a norm of runs is told apart from where it puts its results; its table is in `memory`.
+NormArgs norm_args(const std::vector<DeviceRun>& runs, double norm_type, const TableLayout<DeviceRun>& layout,
+                   char* memory) {
+  NormArgs args;
+  args.norm_type = norm_type;
+  for (const DeviceRun& run : runs) args.has_double |= run.dtype == DType::kDouble;
+  args.partials = layout.partial(memory);
+  return args;
+}
+
+void check_norm(const char* op, const TensorList& tensors, double norm_type) {
+  require(norm_type > 0, op, "norm_type is ", norm_type, "; it must be > 0, or inf");
+  require(!tensors.empty(), op, "tensors is empty, so there is no device to put the norm on; pass a tensor");
 }
 
 // Throws unless a scalar is on the device that the kernel runs on: its memory may be out of reach of others.
@@ -36,8 +54,7 @@ void check_with(const char* name, const OptionalTensor& x, const Tensor& param) 
 }  // namespace
 
 std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_type) {
-  require(norm_type > 0, kNorm, "norm_type is ", norm_type, "; it must be > 0, or inf");
-  require(!tensors.empty(), kNorm, "tensors is empty, so there is no device to put the norm on; pass a tensor");
+  check_norm(kNorm, tensors, norm_type);
   const OnDevice here(tensors[0]);
   const Runs list(kNorm, "tensors", tensors);
   const std::vector<DeviceRun> runs = device_runs(list);
@@ -45,18 +62,34 @@ std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_ty
   const Tensor workspace = empty_bytes(layout.bytes, tensors[0].get_device_index());
   char* const memory = data_of(workspace);
 
-  NormArgs args;
-  args.norm_type = norm_type;
-  for (const DeviceRun& run : runs) args.has_double |= run.dtype == DType::kDouble;
-  args.partials = layout.partial(memory);
-  args.ticket = layout.ticket(memory, 0);
+  NormArgs args = norm_args(runs, norm_type, layout, memory);
+  args.tickets = layout.ticket(memory, 0);
   Tensor norm, nonfinite;
-  args.norm = new_scalar(args.has_double, tensors[0], norm);
-  args.nonfinite = new_scalar(false, tensors[0], nonfinite);
+  args.norm = new_result({}, args.has_double, tensors[0], norm);
+  args.nonfinite = new_result({}, false, tensors[0], nonfinite);
   check(layout.upload(runs.data(), nullptr, memory, here.stream()), kNorm);
   const DeviceTable<DeviceRun> table = layout.table(memory);
   check(ft_cuda_norm_of_runs(&table, &args, here.stream()), kNorm);
   return {norm, nonfinite};
+}
+
+Tensor tensor_norms(const TensorList& tensors, double norm_type) {
+  check_norm(kNorms, tensors, norm_type);
+  const OnDevice here(tensors[0]);
+  const Runs list(kNorms, "tensors", tensors);
+  const std::vector<DeviceRun> runs = device_runs(list);
+  const TableLayout<DeviceRun> layout(runs.data(), int64_t(runs.size()), 0);
+  const Tensor workspace = empty_bytes(layout.bytes_by_chunk(), tensors[0].get_device_index());
+  char* const memory = data_of(workspace);
+
+  NormArgs args = norm_args(runs, norm_type, layout, memory);
+  args.tickets = layout.pending(memory);
+  Tensor norms;
+  args.norm = new_result({int64_t(runs.size())}, args.has_double, tensors[0], norms);
+  check(layout.upload(runs.data(), nullptr, memory, here.stream()), kNorms);
+  const DeviceTable<DeviceRun> table = layout.table(memory);
+  check(ft_cuda_tensor_norms(&table, &args, here.stream()), kNorms);
+  return norms;
 }
 
 void clip_scale_(const TensorList& grads, const Tensor& norm, double max_norm) {

@@ -14,6 +14,7 @@ void implement_operators(Library& m) {
   m.impl("gated_act_dropout", TORCH_BOX(&gated_act_dropout));
   m.impl("gated_act_dropout_grad", TORCH_BOX(&gated_act_dropout_grad));
   m.impl("global_norm", TORCH_BOX(&global_norm));
+  m.impl("tensor_norms", TORCH_BOX(&tensor_norms));
   m.impl("clip_scale_", TORCH_BOX(&clip_scale_));
   m.impl("optim_step_", TORCH_BOX(&optim_step_));
 }

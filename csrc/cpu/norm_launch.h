@@ -60,23 +60,9 @@ inline double reduce_chunk(Reduction reduction, Run run, int64_t begin, int64_t 
   return total;
 }
 
-// run_of(row) is the memory of a row. The result depends on the chunks alone, not on threads.
-template <class RunOf>
-Norm norm_of(const ChunkList& work, double p, RunOf&& run_of) {
-  constexpr int64_t kSerial = int64_t{1} << 18;  // some 50 microseconds
-  std::vector<double> partial(size_t(work.chunk_count));
-  const auto reduce = [&](Reduction reduction, int exponent) {
-    for_tasks(work, reduction == Reduction::kPowers ? 1024 : kSerial, false, [&](int64_t task) {
-      for (int64_t i = work.tasks[task]; i < work.tasks[task + 1]; ++i) {
-        const Chunk& chunk = work.chunks[i];
-        partial[size_t(i)] = reduce_chunk(reduction, run_of(chunk.row), chunk.begin, chunk.size, exponent, p);
-      }
-    });
-    double total = 0;
-    for (const double x : partial) total = combine(reduction, total, x);
-    return total;
-  };
-
+// The norm of elements of which reduce(reduction, exponent) says what they add up to, as often as it takes.
+template <class Reduce>
+Norm norm_from(double p, Reduce&& reduce) {
   if (p == 2) {
     // The squares of floats, of whatever size, are far from the limits of double; those of doubles may not be.
     const double squares = reduce(Reduction::kSquares, 0);
@@ -96,6 +82,28 @@ Norm norm_of(const ChunkList& work, double p, RunOf&& run_of) {
     return {std::ldexp(std::sqrt(squares), -std::min(-exponent, 1000)), false};
   }
   return {std::ldexp(std::pow(reduce(Reduction::kPowers, exponent), 1 / p), exponent), false};
+}
+
+// So few elements are not worth waking a thread for: some 50 microseconds of work.
+constexpr int64_t serial_elements(Reduction reduction) {
+  return reduction == Reduction::kPowers ? 1024 : int64_t{1} << 18;
+}
+
+// run_of(row) is the memory of a row. The result depends on the chunks alone, not on threads.
+template <class RunOf>
+Norm norm_of(const ChunkList& work, double p, RunOf&& run_of) {
+  std::vector<double> partial(size_t(work.chunk_count));
+  return norm_from(p, [&](Reduction reduction, int exponent) {
+    for_tasks(work, serial_elements(reduction), false, [&](int64_t task) {
+      for (int64_t i = work.tasks[task]; i < work.tasks[task + 1]; ++i) {
+        const Chunk& chunk = work.chunks[i];
+        partial[size_t(i)] = reduce_chunk(reduction, run_of(chunk.row), chunk.begin, chunk.size, exponent, p);
+      }
+    });
+    double total = 0;
+    for (const double x : partial) total = combine(reduction, total, x);
+    return total;
+  });
 }
 
 }  // namespace ft

@@ -27,13 +27,13 @@ __device__ __forceinline__ T reduce_block(T value, T* scratch, F&& f) {
   return total;
 }
 
-// True, for all threads of one block only, once `blocks` blocks have come here: the last to come, which then sees all
-// that the others wrote before. `ticket` is 0 before and after.
-__device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned blocks, int* shared_flag) {
+// True, for all threads of one block only, once `all` parts have come here: the last to come, which then sees all that
+// the others wrote before. A block comes with `mine` parts at once. `ticket` is 0 before and after.
+__device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned all, int* shared_flag, unsigned mine = 1) {
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    const bool last = atomicAdd(ticket, 1u) == blocks - 1;
+    const bool last = atomicAdd(ticket, mine) == all - mine;
     if (last) *ticket = 0;
     *shared_flag = last ? 1 : 0;
     __threadfence();

@@ -1,7 +1,9 @@
-// The norm of all rows of a table as one vector, by one kernel. Which thread adds what up in which order depends on the
-// lengths of the rows alone: not on the blocks there are, on where the rows lie, or on who is first.
+// The norm of all rows of a table as one vector, or of each row, by one kernel. Which thread adds what up in which
+// order depends on the lengths of the rows alone: not on the blocks there are, on where the rows lie, or on who is
+// first.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/chunks.cuh"
 #include "rules/platform.h"
@@ -120,13 +122,17 @@ __device__ __forceinline__ NormPartial partial_of(const DeviceTable<Row>& table,
   return {measure(table, first, last, term, scratch), exponent, 0};
 }
 
-// By the threads of one block: the norm from all partials.
+struct NormResult {
+  double norm, nonfinite;
+};
+
+// By the threads of one block, for its first: the norm from partials.
 template <Measure kMeasure>
-__device__ __forceinline__ void combine_partials(const NormArgs& args, int64_t count, double* scratch) {
-  const double p = args.norm_type;
+__device__ __forceinline__ NormResult combine_partials(const NormPartial* partials, int64_t count, double p,
+                                                       double* scratch) {
   double exponent = kNothing, nonfinite = 0, total = 0;
   for (int64_t k = threadIdx.x; k < count; k += kThreads) {
-    const NormPartial part = args.partials[k];
+    const NormPartial part = partials[k];
     nonfinite = part.nonfinite ? 1 : nonfinite;
     if (!part.nonfinite && part.exponent > exponent) exponent = part.exponent;
   }
@@ -134,16 +140,15 @@ __device__ __forceinline__ void combine_partials(const NormArgs& args, int64_t c
   nonfinite = reduce_block(nonfinite, scratch, [](double a, double b) { return a > b ? a : b; });
   if (exponent == kNothing) exponent = 0;
   for (int64_t k = threadIdx.x; k < count; k += kThreads) {
-    const NormPartial part = args.partials[k];
+    const NormPartial part = partials[k];
     double value = part.value;
     if (kMeasure == Measure::kScaledPowers && !part.nonfinite) value *= ::exp2(p * (part.exponent - exponent));
     total = combine<kMeasure>(total, value);
   }
   total = reduce_block(total, scratch, [](double a, double b) { return combine<kMeasure>(a, b); });
-  if (threadIdx.x != 0) return;
+  if (threadIdx.x != 0) return {};
   const double root = kMeasure == Measure::kLargest || p == 1 ? total : p == 2 ? ::sqrt(total) : ::pow(total, 1 / p);
-  write(args.norm, ::ldexp(root, int(exponent)));
-  write(args.nonfinite, nonfinite);
+  return {::ldexp(root, int(exponent)), nonfinite};
 }
 
 // Of so many blocks each thread has the registers that it needs.
@@ -160,7 +165,42 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks<kMeasure>) norm_kernel(D
     const NormPartial partial = partial_of<kMeasure>(table, first, last, args.norm_type, scratch);
     if (threadIdx.x == 0) args.partials[k] = partial;
   }
-  if (is_last_block(args.ticket, gridDim.x, &flag)) combine_partials<kMeasure>(args, count, scratch);
+  if (!is_last_block(args.tickets, gridDim.x, &flag)) return;
+  const NormResult result = combine_partials<kMeasure>(args.partials, count, args.norm_type, scratch);
+  if (threadIdx.x != 0) return;
+  write(args.norm, result.norm);
+  write(args.nonfinite, result.nonfinite);
+}
+
+template <Measure kMeasure>
+constexpr int kTensorNormsBlocks = kMeasure == Measure::kLargest ? 3 : kNormBlocks<kMeasure>;
+
+// Each chunk is a partial here. A block says of a row that it is done once it has no more chunks of it, and the block
+// that is the last to say so combines those of the row.
+template <Measure kMeasure, class Row>
+__global__ void __launch_bounds__(kThreads, kTensorNormsBlocks<kMeasure>)
+    tensor_norms_kernel(DeviceTable<Row> table, NormArgs args) {
+  __shared__ double scratch[kThreads / kWarp];
+  __shared__ int flag;
+  for (int64_t chunk = blockIdx.x; chunk < table.chunk_count; chunk += gridDim.x) {
+    const NormPartial partial = partial_of<kMeasure>(table, chunk, chunk + 1, args.norm_type, scratch);
+    if (threadIdx.x == 0) args.partials[chunk] = partial;
+    const int64_t row = find_piece(table, chunk).row, first = table.first_chunk[row], end = table.first_chunk[row + 1];
+    if (chunk + gridDim.x < end) continue;
+    const unsigned mine = unsigned((chunk - first) / gridDim.x) + 1;
+    if (!is_last_block(args.tickets + row, unsigned(end - first), &flag, mine)) continue;
+    const NormResult result = combine_partials<kMeasure>(args.partials + first, end - first, args.norm_type, scratch);
+    if (threadIdx.x == 0) store<double>(args.norm.data, args.norm.dtype, row, result.norm);
+  }
+}
+
+// f(Measure) of the measure that serves, as a constant.
+template <class F>
+cudaError_t with_measure(const NormArgs& args, F&& f) {
+  if (std::isinf(args.norm_type)) return f(std::integral_constant<Measure, Measure::kLargest>{});
+  if (args.norm_type == 2 && !args.has_double) return f(std::integral_constant<Measure, Measure::kSquares>{});
+  if (args.norm_type == 1 && !args.has_double) return f(std::integral_constant<Measure, Measure::kMagnitudes>{});
+  return f(std::integral_constant<Measure, Measure::kScaledPowers>{});
 }
 
 }  // namespace ft

@@ -52,9 +52,9 @@ FT_HD constexpr int64_t norm_partials(int64_t chunk_count) {
 struct NormArgs {
   double norm_type = 2;
   bool has_double = false;          // whether any row is of doubles, whose squares may be beyond double
-  NormPartial* partials = nullptr;  // norm_partials() of them
-  unsigned* ticket = nullptr;       // 0 before and after
-  ScalarRef norm, nonfinite;        // outputs
+  NormPartial* partials = nullptr;  // norm_partials() of them; of the norms of rows one for each chunk
+  unsigned* tickets = nullptr;      // one; of the norms of rows one for each. 0 before and after
+  ScalarRef norm, nonfinite;        // outputs; of the norms of rows `norm` is the first of an array, and the only one
 };
 
 // What a step is told; see StepCall.
@@ -79,6 +79,10 @@ cudaError_t ft_cuda_norm_of_runs(const ft::DeviceTable<ft::DeviceRun>* table, co
 // The same of the gradients of a step.
 cudaError_t ft_cuda_norm_of_gradients(const ft::DeviceTable<ft::StepRow>* table, const ft::NormArgs* args,
                                       cudaStream_t stream);
+
+// The norm of each run.
+cudaError_t ft_cuda_tensor_norms(const ft::DeviceTable<ft::DeviceRun>* table, const ft::NormArgs* args,
+                                 cudaStream_t stream);
 
 // x *= clip_coefficient(norm, max_norm) where that is below 1.
 cudaError_t ft_cuda_clip_scale(const ft::DeviceTable<ft::DeviceRun>* table, ft::ScalarRef norm, double max_norm,

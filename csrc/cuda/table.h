@@ -51,6 +51,8 @@ struct TableLayout {
     return {reinterpret_cast<const Row*>(memory + rows), reinterpret_cast<const int64_t*>(memory + first_chunk),
             row_count, chunk_count};
   }
+  // The bytes there are if each chunk has a partial of its own.
+  int64_t bytes_by_chunk() const { return partials + chunk_count * int64_t(sizeof(NormPartial)); }
   unsigned* ticket(char* memory, int which) const { return reinterpret_cast<unsigned*>(memory + counters) + which; }
   unsigned* pending(char* memory) const { return ticket(memory, kTickets); }
   NormPartial* partial(char* memory) const { return reinterpret_cast<NormPartial*>(memory + partials); }

@@ -6,7 +6,8 @@
 
 namespace ft {
 
-// A piece of one row. Pieces have at most kChunk elements and every piece but a row's last has exactly kChunk.
+// A piece of one row. Every piece but a row's last is as long as the longest may be, kChunk elements where nobody says
+// otherwise.
 struct Chunk {
   int64_t row, begin, size;
 };
@@ -26,10 +27,10 @@ struct ChunkList {
 class Chunker {
  public:
   // Rows are added from the first to the last.
-  void add(int64_t row, int64_t numel) {
+  void add(int64_t row, int64_t numel, int64_t longest = kChunk) {
     elements_ += numel;
-    for (int64_t begin = 0; begin < numel; begin += kChunk) {
-      const int64_t size = std::min(kChunk, numel - begin);
+    for (int64_t begin = 0; begin < numel; begin += longest) {
+      const int64_t size = std::min(longest, numel - begin);
       chunks_.push_back({row, begin, size});
       work_ += size + kChunkOverhead;
       if (work_ >= kChunk) close();

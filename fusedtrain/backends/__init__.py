@@ -34,6 +34,7 @@ class Backend:
     gated_act_dropout: Any = None
     gated_act_dropout_grad: Any = None
     global_norm: Any = None
+    tensor_norms: Any = None
     clip_scale_: Any = None
     optim_step_: Any = None
 

@@ -122,12 +122,22 @@ def gated_act_dropout_grad(
     return dx.to(x.dtype), _bias_grad(dx, needs_bias_grad)
 
 
+def _norm_dtype(tensors: list[Tensor]) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
 def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     finite = [x.isfinite().all() for x in tensors]
-    norm = rules.vector_norm(tensors, norm_type).to(dtype)
+    norm = rules.vector_norm(tensors, norm_type).to(_norm_dtype(tensors))
     nonfinite = (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=norm.device)
     return norm, nonfinite
+
+
+def tensor_norms(tensors: list[Tensor], norm_type: float) -> Tensor:
+    """``(sum_j |x_ij|^p)^(1/p)`` of each tensor ``x_i``: (N,)."""
+    if not tensors:
+        return torch.zeros(0)
+    return torch.stack([rules.vector_norm([x], norm_type) for x in tensors]).to(_norm_dtype(tensors))
 
 
 def clip_scale_(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
@@ -207,6 +217,7 @@ def load(name: str) -> Backend:
         gated_act_dropout=gated_act_dropout,
         gated_act_dropout_grad=gated_act_dropout_grad,
         global_norm=global_norm,
+        tensor_norms=tensor_norms,
         clip_scale_=clip_scale_,
         optim_step_=optim_step_,
     )

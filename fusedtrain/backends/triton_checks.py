@@ -54,7 +54,7 @@ def check_scalar(op: str, name: str, x: Tensor | None, device: torch.device) -> 
 
 
 def check_measured(op: str, tensors: Sequence[Tensor], norm_type: float) -> None:
-    """The arguments of `global_norm`."""
+    """The arguments of `global_norm` and `tensor_norms`."""
     if not norm_type > 0:
         refuse(op, f"norm_type is {norm_type}; it must be > 0, or inf")
     if tensors:

@@ -251,20 +251,20 @@ def norm_kernel(
         tl.store(nonfinite, tl.where(finite, 0.0, 1.0))
 
 
-def blocks_of_chunk(elements: int) -> int:
-    """The blocks of a chunk where there are so many elements in all."""
+def blocks_for(elements: int) -> int:
+    """The blocks of a chunk of so many elements in all."""
     return BLOCKS * max(1, -(-elements // (BLOCKS * BLOCK * PARTIALS)))
 
 
-def _order(p: float) -> str:
+def order_of(p: float) -> str:
     return {1.0: "1", 2.0: "2", math.inf: "inf"}.get(p, "any")
 
 
-def _size(dtype: torch.dtype, order: str) -> Size:
+def size_for(dtype: torch.dtype, order: str) -> Size:
     return Size(4, 160 if order == "any" else 128 if dtype == torch.float64 else 96)
 
 
-def _constants(dtype: torch.dtype, order: str) -> dict[str, Any]:
+def constants_for(dtype: torch.dtype, order: str) -> dict[str, Any]:
     """What `norm_kernel` is compiled for."""
     scaled = dtype == torch.float64 or order in ("any", "inf")
     return {
@@ -290,7 +290,7 @@ def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor
     groups = by_dtype([x if layout.of(x) == "dense" else x.contiguous() for x in tensors])
     norm = torch.empty((), dtype=torch.float64 if torch.float64 in groups else torch.float32, device=device)
     nonfinite = torch.empty((), device=device)
-    blocks = blocks_of_chunk(sum(x.numel() for x in tensors))
+    blocks = blocks_for(sum(x.numel() for x in tensors))
     work = [(dtype, runs(xs, blocks * BLOCK)) for dtype, xs in groups.items()]
     n = sum(rows.chunks for _, rows in work)
     partials = torch.empty((n, 2), dtype=torch.float64, device=device)
@@ -320,22 +320,27 @@ def launch(
     norm_type: float,
 ) -> None:
     """Measures the tensors of a table, all of one dtype, on the current device. The last launch of a norm writes it."""
-    order = _order(norm_type)
-    size = _size(dtype, order)
+    order = order_of(norm_type)
+    size = size_for(dtype, order)
     norm_kernel[size.grid(table.device, chunks)](
-        table, partials, norm, nonfinite, **_constants(dtype, order), **size.options()
+        table, partials, norm, nonfinite, **constants_for(dtype, order), **size.options()
     )
 
 
+def aot_choices() -> Iterator[tuple[torch.dtype, str]]:
+    """What to compile ahead of time: every order in fp32, every dtype in the usual one."""
+    for order in ("2", "1", "inf", "any"):
+        yield torch.float32, order
+    for dtype in TYPES:
+        if dtype != torch.float32:
+            yield dtype, "2"
+    yield torch.float64, "any"
+
+
 def aot_cases() -> Iterator[AotCase]:
-    """The kernels of this module, for compilation ahead of time: every order in fp32, every dtype in the usual one."""
-    orders = ("2", "1", "inf", "any")
-    for dtype, order in (
-        *((torch.float32, o) for o in orders),
-        *((x, "2") for x in TYPES if x != torch.float32),
-        (torch.float64, "any"),
-    ):
+    """The kernels of this module, for compilation ahead of time."""
+    for dtype, order in aot_choices():
         norm = "*fp64" if dtype == torch.float64 else "*fp32"
         signature = {"table": "*i64", "partials": "*fp64", "norm": norm, "nonfinite": "*fp32"}
         name = f"norm_kernel[{order}, {TYPES[dtype]}]"
-        yield AotCase(name, norm_kernel, signature, _constants(dtype, order), _size(dtype, order).options())
+        yield AotCase(name, norm_kernel, signature, constants_for(dtype, order), size_for(dtype, order).options())

@@ -28,6 +28,7 @@ _MODULES = {
     "gated_act_dropout": "triton_gated",
     "gated_act_dropout_grad": "triton_gated",
     "global_norm": "triton_norm",
+    "tensor_norms": "triton_tensor_norms",
     "clip_scale_": "triton_scale",
     "optim_step_": "triton_step",
 }

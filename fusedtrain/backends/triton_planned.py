@@ -136,7 +136,7 @@ class KeptTable:
             return self.launches[-1]
 
         types: list[Dtypes] = [tuple(getattr(torch, name) for name in row) for row in tensors.types()]
-        self.blocks = triton_norm.blocks_of_chunk(tensors.elements)
+        self.blocks = triton_norm.blocks_for(tensors.elements)
         chunk = self.blocks * triton_norm.BLOCK
         by_gradient = positions(row[1] for row in types)
         self.norms = [add((dtype,), chosen, fields(["g"]), chunk) for dtype, chosen in by_gradient.items()]

@@ -79,12 +79,19 @@ def double_at(address):
 
 
 @triton.jit
-def done_last(table):
-    """Whether all other programs of this launch have come here before. What they have read and written by then is
-    behind them: the barrier holds back the ticket until all threads of a program have arrived. The last one puts the
-    ticket back, for the next launch with this table."""
+def arrived_last(ticket, mine, total):
+    """Whether this program, which comes with so many parts, is the last to come with some of a total. What the others
+    have read and written by then is behind them: the barrier holds back the ticket until all threads of a program have
+    arrived."""
     tl.debug_barrier()
-    last = tl.atomic_add(table + TICKET, 1) == tl.num_programs(0) - 1
+    return tl.atomic_add(ticket, mine) == total - mine
+
+
+@triton.jit
+def done_last(table):
+    """Whether all other programs of this launch have come here before. The last one puts the ticket back, for the next
+    launch with this table."""
+    last = arrived_last(table + TICKET, 1, tl.num_programs(0))
     if last:
         tl.store(table + TICKET, 0)
     return last

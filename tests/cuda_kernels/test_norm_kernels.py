@@ -1,4 +1,4 @@
-"""The CUDA kernels of the global norm and of clipping to it, on a GPU or run on the CPU."""
+"""The CUDA kernels of the norms and of clipping to one, on a GPU or run on the CPU."""
 
 from __future__ import annotations
 
@@ -86,6 +86,23 @@ def test_C21_neither_blocks_nor_alignment_nor_runs_matter(
         resident(n)
         seen |= {float(ops.global_norm(list_, p)[0]) for list_ in (xs, shifted)}
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_C21_the_norms_of_single_tensors_are_the_same_for_any_blocks(
+    ops: Backend, resident: Callable[[int], None], dtype: torch.dtype, p: float
+) -> None:
+    """Also where a block has no chunk of a tensor, one, or several; each in one launch."""
+    xs = [(torch.randn(n) * 3).to(dtype) for n in (5 * CHUNK + 3, 1, 0, 2 * CHUNK, 500, *[50] * 30)]
+    alone = torch.stack([ops.global_norm([x], p)[0] for x in xs])
+    shifted = [with_layout(x, "offset") for x in xs]
+    for n in (1, 2, 3, 5, 40):
+        resident(n)
+        for list_ in (xs, shifted):
+            before = cuda_emulation.emulator().emu_launches()
+            assert torch.equal(ops.tensor_norms(list_, p), alone)
+            assert cuda_emulation.emulator().emu_launches() == before + 1
 
 
 @pytest.mark.parametrize("p", ORDERS)

@@ -126,7 +126,7 @@ import fusedtrain as ft
 from fusedtrain import dispatch
 def reached(*args, **kwargs):
     raise SystemExit("a CPU tensor reached Triton")
-for op in ("act_dropout", "global_norm", "clip_scale_", "optim_step_"):
+for op in ("act_dropout", "global_norm", "tensor_norms", "clip_scale_", "optim_step_"):
     if dispatch.load("triton").why_not is None:
         object.__setattr__(dispatch.load("triton"), op, reached)
 w = torch.nn.Parameter(torch.ones(8, 8))

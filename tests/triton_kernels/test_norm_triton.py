@@ -1,4 +1,4 @@
-"""The Triton operators of the global norm and of clipping to it, called directly."""
+"""The Triton operators of the norms and of clipping to one, called directly."""
 
 from __future__ import annotations
 
@@ -153,14 +153,16 @@ def test_C21_bitwise_equal_for_any_grid_and_alignment(p: float, monkeypatch: pyt
         for programs in (1, 2, 7):
             monkeypatch.setattr(triton_table.Size, "grid", lambda self, device, chunks, n=programs: (n,))
             seen.add(float(OPS.global_norm(xs, p)[0]))
+            norms = OPS.tensor_norms(xs, p)
+            assert torch.equal(norms, torch.stack([OPS.global_norm([x], p)[0] for x in values]))
     assert len(seen) == 1
 
 
 def test_chunks_of_very_many_elements_are_few() -> None:
     for elements in (1, 10**6, 10**9, 2**33, 2**40):
-        chunks = -(-elements // (triton_norm._blocks(elements) * triton_norm.BLOCK))
+        chunks = -(-elements // (triton_norm.blocks_for(elements) * triton_norm.BLOCK))
         assert chunks <= triton_norm.PARTIALS
-        assert triton_norm._blocks(elements) % triton_norm.LOADS == 0
+        assert triton_norm.blocks_for(elements) % triton_norm.LOADS == 0
 
 
 @pytest.mark.parametrize("p", [0.0, -1.0, math.nan, -math.inf])

@@ -39,7 +39,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 JITFunction.run = compile_only
 
 from fusedtrain import rules
-from fusedtrain.backends import triton_norm, triton_planned, triton_scale, triton_step
+from fusedtrain.backends import triton_norm, triton_planned, triton_scale, triton_step, triton_tensor_norms
 
 
 def shifted(n, offset):
@@ -55,6 +55,7 @@ for sizes in ([1], [16], [1000, 0, 17], [3] * 16, [70000] * 17, [1, 2**20]):
         params, grads, m, v = ([shifted(n, offset) for n in sizes] for _ in range(4))
         found_inf, scale = torch.zeros(2)[offset:][:1], torch.ones(2)[offset:][:1]
         norm, nonfinite = triton_norm.global_norm(grads, 2.0)
+        triton_tensor_norms.tensor_norms(grads, 2.0)
         norm, nonfinite = torch.ones(4)[offset : offset + 1], torch.zeros(4)[offset : offset + 1]
         triton_scale.clip_scale_(grads, norm, max_norm)
         row = [lr, 1.0, math.inf, 0.0, 0.9, 0.99, 1e-8, 0.1]
@@ -104,16 +105,18 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def test_no_size_rate_step_or_alignment_compiles_anew(steps: list[list[str]]) -> None:
-    assert [words[:2] for words in steps[:3]] == [["norm_kernel", "1"], ["scale_kernel", "1"], ["step_kernel", "1"]]
-    assert steps[3:] in ([["12", "24", "True"]], [["12", "0", "False"]])
-    assert step_tables.parts() is None or steps[3][2] == "True"
+    kernels = ("norm_kernel", "scale_kernel", "step_kernel", "tensor_norms_kernel")
+    assert [words[:2] for words in steps[:4]] == [[kernel, "1"] for kernel in kernels]
+    assert steps[4:] in ([["12", "24", "True"]], [["12", "0", "False"]])
+    assert step_tables.parts() is None or steps[4][2] == "True"
 
 
 def test_accesses_are_wide_and_none_is_to_local_memory(steps: list[list[str]]) -> None:
-    """A thread has eight elements: two vectors of p, g and both moments, of which all but g are written. The norm has
+    """A thread has eight elements: two vectors of p, g and both moments, of which all but g are written. A norm has
     four such blocks on their way at once, scaling one."""
-    assert {words[0]: words[2:] for words in steps[:3]} == {
+    assert {words[0]: words[2:] for words in steps[:4]} == {
         "norm_kernel": ["8", "0", "False"],
         "scale_kernel": ["2", "2", "False"],
         "step_kernel": ["8", "6", "False"],
+        "tensor_norms_kernel": ["8", "0", "False"],
     }

@@ -1,4 +1,4 @@
-// The norm of many tensors, and gradients scaled to it.
+// The norm of many tensors, the norm of each of them, and gradients scaled to the former.
 #include <limits>
 #include <vector>
 
@@ -26,22 +26,41 @@ struct Gradients {
   }
 };
 
-double norm_of(const std::vector<Buffer>& all, double p) {
+double norm_of(const Buffer* first, const Buffer* last, double p) {
   double sum = 0;
-  for (const Buffer& x : all) {
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      const double magnitude = std::fabs(x.get(i));
+  for (const Buffer* x = first; x < last; ++x) {
+    for (int64_t i = 0; i < x->numel(); ++i) {
+      const double magnitude = std::fabs(x->get(i));
       sum = std::isinf(p) ? std::fmax(sum, magnitude) : sum + std::pow(magnitude, p);
     }
   }
   return std::isinf(p) ? sum : std::pow(sum, 1 / p);
 }
 
+bool is_near(double norm, double exact) { return std::fabs(norm - exact) <= 1e-12 * (exact + 1e-300); }
+
+void each(Tally& tally, const std::vector<Buffer>& buffers, const DeviceTable<DeviceRun>& table, NormArgs args) {
+  const int64_t count = int64_t(buffers.size());
+  Buffer norms(DType::kDouble, count);
+  args.norm = {norms.data(), DType::kDouble};
+  args.nonfinite = {};
+  for (int repeat = 0; repeat < 2; ++repeat) {  // the second finds what the first has left
+    norms.fill_with(-1);
+    tally.expect(ft_cuda_tensor_norms(&table, &args, nullptr) == cudaSuccess, "norms: refused");
+    for (int64_t i = 0; i < count; ++i) {
+      const Buffer* const x = buffers.data() + i;
+      const double exact = norm_of(x, x + 1, args.norm_type);
+      tally.expect(is_near(norms.get(i), exact), "norm %lld of %lld, order %g, type %d: %.17g, not %.17g", i, count,
+                   args.norm_type, int(x->dtype()), norms.get(i), exact);
+    }
+  }
+}
+
 void one(Tally& tally, const std::vector<int64_t>& sizes, DType dtype, int64_t offset, double p) {
   Gradients grads(sizes, dtype, offset);
-  const double exact = norm_of(grads.buffers, p);
+  const double exact = norm_of(grads.buffers.data(), grads.buffers.data() + sizes.size(), p);
   const TableLayout<DeviceRun> layout(grads.runs.data(), int64_t(grads.runs.size()), 0);
-  std::vector<double> memory(size_t(layout.bytes / 8 + 2));
+  std::vector<double> memory(size_t(std::max(layout.bytes, layout.bytes_by_chunk()) / 8 + 2));
   char* const base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
   tally.expect(layout.upload(grads.runs.data(), nullptr, base, nullptr) == cudaSuccess, "norm: no upload");
   const DeviceTable<DeviceRun> table = layout.table(base);
@@ -50,15 +69,16 @@ void one(Tally& tally, const std::vector<int64_t>& sizes, DType dtype, int64_t o
   args.norm_type = p;
   args.has_double = dtype == DType::kDouble;
   args.partials = layout.partial(base);
-  args.ticket = layout.ticket(base, 0);
+  args.tickets = layout.ticket(base, 0);
   args.norm = {&norm, DType::kDouble};
   args.nonfinite = {&nonfinite, DType::kDouble};
   for (int repeat = 0; repeat < 2; ++repeat) {  // the second finds what the first has left
     tally.expect(ft_cuda_norm_of_runs(&table, &args, nullptr) == cudaSuccess, "norm: refused");
-    tally.expect(std::fabs(norm - exact) <= 1e-12 * (exact + 1e-300) && nonfinite == 0,
-                 "norm of order %g, type %d, %d tensors: %.17g, not %.17g", p, int(dtype), int(sizes.size()), norm,
-                 exact);
+    tally.expect(is_near(norm, exact) && nonfinite == 0, "norm of order %g, type %d, %d tensors: %.17g, not %.17g", p,
+                 int(dtype), int(sizes.size()), norm, exact);
   }
+  args.tickets = layout.pending(base);
+  each(tally, grads.buffers, table, args);
   const double max_norm = exact / 2, coef = clip_coefficient(norm, max_norm);
   std::vector<std::vector<double>> before;
   for (Buffer& x : grads.buffers) {
