@@ -10,6 +10,7 @@ from fusedtrain.backends import libraries as _libraries
 from fusedtrain.clip import clip_grad_norm_, clip_grad_value_, global_norm
 from fusedtrain.dispatch import available as backends
 from fusedtrain.fuse import fuse_, unfuse_
+from fusedtrain.norms import tensor_norms
 
 __version__ = "0.1.0"
 
@@ -24,5 +25,6 @@ __all__ = [
     "global_norm",
     "nn",
     "optim",
+    "tensor_norms",
     "unfuse_",
 ]

@@ -131,28 +131,33 @@ def _check_types(call: str, tensors: list[Tensor], name: Callable[[int], str]) -
             raise TypeError(f"{call}: {name(i)} is no tensor but {type(x).__name__}")
 
 
-def _unique(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> list[Tensor]:
-    """The tensors, each once, checked."""
+def check_tensors(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> None:
+    """Raises TypeError unless they are dense real floating tensors; ``name(i)`` is for errors."""
     _check_types(call, tensors, name)
     kinds = {(x.layout, x.dtype) for x in tensors}
     if not all(layout == torch.strided and dtype.is_floating_point for layout, dtype in kinds):
         for i, x in enumerate(tensors):
             check_tensor(call, name(i), x)
+
+
+def _unique(call: str, tensors: list[Tensor], name: Callable[[int], str]) -> list[Tensor]:
+    """The tensors, each once, checked."""
+    check_tensors(call, tensors, name)
     return list({id(x): x for x in tensors}.values())
 
 
 def _locals(tensors: list[Tensor]) -> list[Tensor]:
-    return tensors if _are_plain(tensors) else list(map(distributed.local, tensors))
+    return tensors if are_plain(tensors) else list(map(distributed.local, tensors))
 
 
-def _are_plain(tensors: list[Tensor]) -> bool:
+def are_plain(tensors: list[Tensor]) -> bool:
     """Whether there is no DTensor among them, as far as their types tell."""
     return {type(x) for x in tensors} <= {Tensor, torch.nn.Parameter}
 
 
 def _split(tensors: list[Tensor]) -> Split:
     """Their local parts."""
-    if _are_plain(tensors):
+    if are_plain(tensors):
         return {distributed.WHOLE: tensors} if tensors else {}
     split: Split = {}
     for x in tensors:

@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "fusedtrain.schemas",
     },
     "fusedtrain.clip": {"fusedtrain.dispatch", "fusedtrain.distributed", "fusedtrain.rng", "fusedtrain.rules"},
+    "fusedtrain.norms": {"fusedtrain.clip", "fusedtrain.dispatch", "fusedtrain.distributed"},
     "fusedtrain.distributed": set(),  # torch.distributed, for clip and optim
     "fusedtrain.nn": {*USERS, "fusedtrain.nn"},
     "fusedtrain.fuse": {*USERS, "fusedtrain.nn"},

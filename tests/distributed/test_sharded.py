@@ -189,6 +189,41 @@ def mixed(rank: int) -> None:
         assert all(whole(q.grad).abs().max() <= 0.01 for q in spread)
 
 
+def norms_of_single_tensors(rank: int) -> None:
+    """Of plain, replicated, sharded and pending ones, on two meshes: in the order of the list, the same on every rank,
+    with one collective for each way of sharding however many tensors have it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    line, grid = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
+    values = [torch.randn(n, 3) for n in (5, 1, 4, 3, 2, 7, 0)]  # of the second a rank has nothing, of the last both
+    values[5] *= 1e30
+    layouts = [(line, [Shard(0)]), (line, [Shard(0)]), (line, [Replicate()]), (grid, [Replicate(), Shard(1)])]
+    placed = [distribute_tensor(v.clone(), *at) for v, at in zip(values, layouts, strict=False)]
+    pending = DTensor.from_local(values[4] / 2, line, [Partial()])
+    xs = [*placed, pending, distribute_tensor(values[5], line, [Shard(0)]), values[6]]
+    gathers = []
+    gather = dist.all_gather_into_tensor
+    dist.all_gather_into_tensor = lambda out, part, **kwargs: gathers.append(part.shape) or gather(out, part, **kwargs)
+    try:
+        for norm_type in (1.0, 2.0, 3.0, torch.inf):
+            gathers.clear()
+            norms = ft.tensor_norms(xs, norm_type)
+            assert type(norms) is Tensor
+            torch.testing.assert_close(norms, ft.tensor_norms(values, norm_type))
+            assert gathers == [(1, 3), (1, 1)], gathers
+            everywhere = torch.empty(2 * len(xs))
+            gather(everywhere, norms)
+            assert torch.equal(everywhere[: len(xs)], everywhere[len(xs) :])
+    finally:
+        dist.all_gather_into_tensor = gather
+    wide = ft.tensor_norms([x.double() for x in xs])
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide, ft.tensor_norms([v.double() for v in values]))
+    placed[0].to_local().fill_(torch.inf if rank == 0 else 1.0)
+    assert ft.tensor_norms(placed).isfinite().tolist() == [False, True, True, True]
+
+
 def pending_sum(rank: int) -> None:
     """Of a Partial gradient each rank holds an addend. Clamped addends do not add up to the clamped sum."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -247,7 +282,16 @@ def gradient_on_one_rank_only(rank: int) -> None:
     assert opt.grad_norm.item() == 5.0, f"{opt.grad_norm}"
 
 
-BODIES = [ddp, fsdp2, fsdp2_checkpoint, mixed, pending_sum, bad_gradient_on_one_rank, gradient_on_one_rank_only]
+BODIES = [
+    ddp,
+    fsdp2,
+    fsdp2_checkpoint,
+    mixed,
+    norms_of_single_tensors,
+    pending_sum,
+    bad_gradient_on_one_rank,
+    gradient_on_one_rank_only,
+]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)

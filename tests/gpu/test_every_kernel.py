@@ -153,6 +153,42 @@ def test_global_norm(backend: str, device: torch.device, dtype: torch.dtype, p: 
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_tensor_norms(backend: str, device: torch.device, dtype: torch.dtype, p: float) -> None:
+    """Of tensors of less than a chunk and of several, against the specification; the bits of the norm of each alone."""
+    guarded, places, ops = Guarded(), offsets(dtype), dispatch.load(backend)
+    tensors = [guarded.place(x, o) for o in places for x in random([(n,) for n in SIZES], device, dtype, o)]
+    tensors += [guarded.place(x, places[-1]) for x in random([(70_001,), (16_384,)], device, dtype)]
+    norms = ops.tensor_norms(tensors, p)
+    assert torch.equal(norms, torch.stack([ops.global_norm([x], p)[0] for x in tensors]))
+    for x, norm in zip(tensors, norms, strict=True):
+        theirs = torch.linalg.vector_norm(x.cpu().to(norm.dtype), p) if x.numel() else torch.zeros_like(norm.cpu())
+        # The truth of fp64 is a computation in fp64, with errors of its own.
+        factor = 16.0 if dtype == torch.float64 else 2.0
+        assert_as_accurate(norm.cpu(), theirs, rules.vector_norm([x.cpu()], p), factor)
+    for bad in (math.inf, math.nan):
+        for i in (0, 3, -1):
+            kept = tensors[i].clone()
+            tensors[i][-1] = bad
+            finite = ops.tensor_norms(tensors, p).isfinite()
+            assert not finite[i]
+            assert int(finite.sum()) == len(tensors) - 1
+            tensors[i].copy_(kept)
+    guarded.check()
+
+
+@pytest.mark.gpu
+def test_tensor_norms_of_several_devices() -> None:
+    """Gathered on the device of the first tensor, in the order of the tensors."""
+    values = [torch.full((n,), float(n)) for n in (4, 9, 16, 25)]
+    spread = [x.to("cuda" if i % 2 else "cpu") for i, x in enumerate(values)]
+    for xs in (spread, spread[::-1]):
+        norms = ft.tensor_norms(xs)
+        assert norms.device.type == xs[0].device.type
+        assert norms.tolist() == [x.numel() ** 1.5 for x in xs]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_clip_grad_norm(chosen: str, device: torch.device, dtype: torch.dtype) -> None:
     guarded = Guarded()
     places = offsets(dtype)
