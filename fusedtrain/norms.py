@@ -14,20 +14,21 @@ from fusedtrain.distributed import Shards
 
 @torch.no_grad()
 def tensor_norms(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
-    """The norm of each tensor, ``norms[i] = (sum_j |x_ij|^p)^(1/p)``, all of them in one pass over the tensors.
+    """The norm of each tensor, ``norms[i] = (sum_j |x_ij|^p)^(1/p)``, all by one operator. No gradient flows.
 
     Each is as exact as `global_norm`: no finite element overflows or underflows it. An inf or NaN shows in the entry
     of its own tensor alone; a tensor without elements has 0.
 
     Entry i has the very bits of ``global_norm([tensors[i]], norm_type)``. There are three exceptions, of rounding
-    alone: beside an fp64 tensor the norms of others are not rounded to fp32; CUDA adds up tensors of more than 2^27
-    elements in another order, and Triton all tensors of a list in which one has more than 2^28; norms of sharded
-    DTensors are made of those of the shards, as `global_norm` does it too.
+    alone: beside an fp64 tensor on its device the norms of others are not rounded to fp32; CUDA adds up tensors of more
+    than 2^27 elements in another order, and Triton all tensors of a list in which one has more than 2^28; norms of
+    sharded DTensors are made of those of the shards, as `global_norm` does it too.
 
     Args:
         tensors: a tensor or any iterable of them; dense, real, floating; dtypes and devices may be mixed. One that is
             listed twice has two entries. The norm of a DTensor is that of the whole tensor, over all ranks: one
-            collective for all that are sharded over the same ranks. Each of these must list them in the same order.
+            collective for each dimension of a mesh that tensors are sharded over, however many they are, and one for
+            each sum that is pending (Partial). All ranks must list them in the same order.
         norm_type: p > 0, or inf.
 
     Returns:
@@ -72,8 +73,9 @@ def _in_order(found: list[Tensor], at: list[list[int]]) -> Tensor:
     """The norms in the order of the tensors, where ``found[k][j]`` is that of tensor ``at[k][j]``."""
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in found) else torch.float32
     home = found[0].device
-    together = torch.cat([x.to(home, dtype) for x in found])
     if len(at) == 1:
-        return together
+        return found[0].to(dtype)
+    norms = [norm for x in found for norm in x.to(home, dtype).unbind()]
     places = [i for group in at for i in group]
-    return together[sorted(range(len(places)), key=places.__getitem__)]
+    # Not by an index, which would be copied from the host, and waited for.
+    return torch.stack([norms[k] for k in sorted(range(len(places)), key=places.__getitem__)])

@@ -372,6 +372,7 @@ bool StepTable::step(int32_t rule, const py::object& hyper, double norm_type, co
     }
     call.skipped_steps = static_cast<int64_t*>(data_of(seen));
   }
+  if (library_.step == nullptr) throw std::runtime_error("StepTable.step: its library takes no steps by itself");
   char message[512] = "";
   int status;
   {

@@ -136,7 +136,7 @@ def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor
 def tensor_norms(tensors: list[Tensor], norm_type: float) -> Tensor:
     """``(sum_j |x_ij|^p)^(1/p)`` of each tensor ``x_i``: (N,)."""
     if not tensors:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     return torch.stack([rules.vector_norm([x], norm_type) for x in tensors]).to(_norm_dtype(tensors))
 
 

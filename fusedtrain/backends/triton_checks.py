@@ -27,6 +27,16 @@ def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
+def _is_freed(x: Tensor) -> bool:
+    """Whether there is no memory where its elements should be: an offset into nothing is no null pointer."""
+    return x.data_ptr() == x.storage_offset() * x.itemsize and x.numel() > 0
+
+
+def _check_memory(op: str, name: str, x: Tensor) -> None:
+    if _is_freed(x):
+        refuse(op, f"{name} has no memory: its storage was freed, as by resize_(0); allocate it again")
+
+
 def check_tensor(op: str, name: str, x: Tensor, device: torch.device) -> None:
     """Raises unless ``x`` is a dense floating tensor, with gaps at most, on the device."""
     if x.device != device:
@@ -35,13 +45,12 @@ def check_tensor(op: str, name: str, x: Tensor, device: torch.device) -> None:
         refuse(op, f"{name} is sparse ({x.layout}); make it dense first, as with .to_dense()")
     if x.dtype not in FLOATS:
         refuse(op, f"{name} has dtype {_dtype(x)}; it must be float32, float64, float16 or bfloat16")
-    if not x.data_ptr() and x.numel():
-        refuse(op, f"{name} has no memory: its storage was freed, as by resize_(0); allocate it again")
+    _check_memory(op, name, x)
 
 
 def _check_list(op: str, name: str, xs: Sequence[Tensor], device: torch.device) -> None:
     for i, x in enumerate(xs):
-        if x.device != device or x.layout != torch.strided or x.dtype not in FLOATS or not x.data_ptr():
+        if x.device != device or x.layout != torch.strided or x.dtype not in FLOATS or _is_freed(x):
             check_tensor(op, f"{name}[{i}]", x, device)
 
 
@@ -113,6 +122,7 @@ def _check_hyper(op: str, rule: str, hyper: Tensor, device: torch.device) -> Non
             f"hyper has shape {_shape(hyper)} and dtype {_dtype(hyper)}; for {rule} it must be a contiguous float64 "
             f"(groups, {columns}) on the CPU or on {device}",
         )
+    _check_memory(op, "hyper", hyper)
 
 
 def _check_like(op: str, name: str, xs: Sequence[Tensor], params: Sequence[Tensor]) -> None:
@@ -140,6 +150,7 @@ def _check_steps(op: str, steps: Sequence[Tensor], device: torch.device) -> None
                 f"steps[{i}] has shape {_shape(x)} and dtype {_dtype(x)}; it must be one element of float32, float64 "
                 "or int64",
             )
+        _check_memory(op, f"steps[{i}]", x)
 
 
 def check_max_norm(op: str, max_norm: float) -> None:
@@ -167,6 +178,8 @@ def check_launch(
             f"skipped_steps has shape {_shape(skipped_steps)} and dtype {_dtype(skipped_steps)}; it must be one int64 "
             f"on {device}",
         )
+    if skipped_steps is not None:
+        _check_memory(op, "skipped_steps", skipped_steps)
 
 
 def check_step(

@@ -285,11 +285,11 @@ def global_norm(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor
     """
     checks.check_measured("global_norm", tensors, norm_type)
     if not tensors:
-        return torch.zeros(()), torch.zeros(())
+        return torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
     device = tensors[0].device
     groups = by_dtype([x if layout.of(x) == "dense" else x.contiguous() for x in tensors])
     norm = torch.empty((), dtype=torch.float64 if torch.float64 in groups else torch.float32, device=device)
-    nonfinite = torch.empty((), device=device)
+    nonfinite = torch.empty((), dtype=torch.float32, device=device)
     blocks = blocks_for(sum(x.numel() for x in tensors))
     work = [(dtype, runs(xs, blocks * BLOCK)) for dtype, xs in groups.items()]
     n = sum(rows.chunks for _, rows in work)

@@ -95,7 +95,7 @@ def tensor_norms(tensors: list[Tensor], norm_type: float) -> Tensor:
     """
     checks.check_measured("tensor_norms", tensors, norm_type)
     if not tensors:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     device = tensors[0].device
     groups = by_dtype(tensors)
     dtype = torch.float64 if torch.float64 in groups else torch.float32

@@ -9,6 +9,7 @@ import torch
 from stepping import assert_bitwise, everything, optimizer, parameters, random
 
 import fusedtrain as ft
+from fusedtrain.norms import _in_order
 
 CUDA = torch.device("cuda")
 SHAPES: list[tuple[int, ...]] = [(1000, 33), (7,), (4097,), (5, 5)]
@@ -62,6 +63,15 @@ def test_raise_is_refused_while_a_graph_is_captured(on_gpu: str) -> None:
 def random_without_waiting(seed: int) -> list[torch.Tensor]:
     generator = torch.Generator(CUDA).manual_seed(seed)
     return [torch.randn(shape, generator=generator, device=CUDA) for shape in SHAPES]
+
+
+@pytest.mark.gpu
+def test_norms_of_tensors_are_not_waited_for(on_gpu: str, no_waiting: None) -> None:
+    tensors = random_without_waiting(0)
+    for norm_type in (1.0, 2.0, 3.0, math.inf):
+        assert ft.tensor_norms(tensors, norm_type).is_cuda
+    a, b = (ft.tensor_norms(some) for some in (tensors[:2], tensors[2:3]))
+    assert _in_order([a, b], [[0, 2], [1]]).shape == (3,)  # as of DTensors and others
 
 
 @pytest.mark.gpu
