@@ -29,7 +29,9 @@ def test_there_is_code() -> None:
 
 @pytest.mark.parametrize(("name", "ratio"), FIGURES)
 def test_figures_are_those_of_a_committed_measurement(name: str, ratio: str) -> None:
-    measured = [f"{row['ratio']:.2f}" for result in RESULTS for row in result["rows"] if row["name"] == name]
+    measured = [
+        f"{row['ratio']:.2f}" for result in RESULTS for row in result["rows"] if row["name"] == name and "ratio" in row
+    ]
     assert ratio in measured
 
 
