@@ -8,8 +8,7 @@ last step on the same stream, nothing is.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +23,12 @@ from fusedtrain.backends.triton_table import (
     current,
     fields,
     head,
+    positions,
     refill,
     stream_of,
 )
 
 Dtypes = tuple[torch.dtype, ...]
-Key = TypeVar("Key", bound=Hashable)
 
 NEAR = 4096
 """Integers: a copy takes so many along sooner than another copy is begun."""
@@ -49,14 +48,6 @@ class Launch(NamedTuple):
     """its first row,"""
     end: int
     """and what comes after the last."""
-
-
-def positions(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """Where each of the different keys is, in the order in which they come first, as the operators go by."""
-    found: dict[Key, list[int]] = {}
-    for i, key in enumerate(keys):
-        found.setdefault(key, []).append(i)
-    return found
 
 
 def on_host(x: Tensor) -> bool:

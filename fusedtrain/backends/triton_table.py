@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -35,6 +35,8 @@ FIELDS = tl.constexpr(3)
 
 ALIGNMENT = tl.constexpr(16)
 """Bytes of the widest load of a thread."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 TYPES = {
     torch.float32: tl.float32,
@@ -215,6 +217,14 @@ class Size(NamedTuple):
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whatever its arguments are on."""
     return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
+
+
+def positions(keys: Iterable[Key]) -> dict[Key, list[int]]:
+    """Where each of the different keys is, in the order in which they come first, as the operators go by."""
+    found: dict[Key, list[int]] = {}
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return found
 
 
 def by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:

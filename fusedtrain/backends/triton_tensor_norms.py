@@ -38,9 +38,9 @@ from fusedtrain.backends.triton_table import (
     Size,
     arrived_last,
     bits,
-    by_dtype,
     current,
     double_at,
+    positions,
     row_of,
 )
 
@@ -97,20 +97,18 @@ def tensor_norms(tensors: list[Tensor], norm_type: float) -> Tensor:
     if not tensors:
         return torch.zeros(0, dtype=torch.float32)
     device = tensors[0].device
-    groups = by_dtype(tensors)
-    dtype = torch.float64 if torch.float64 in groups else torch.float32
+    places = positions(x.dtype for x in tensors)
+    dtype = torch.float64 if torch.float64 in places else torch.float32
     norms = torch.zeros(len(tensors), dtype=dtype, device=device)  # empty tensors have no chunk
-    places: dict[torch.dtype, list[int]] = {}
-    for i, x in enumerate(tensors):
-        places.setdefault(x.dtype, []).append(i)
     order = order_of(norm_type)
     # As long as for the largest alone: the norms are those of single tensors to the bit.
     blocks = blocks_for(max(x.numel() for x in tensors))
     with current(device):
-        for kind, xs in groups.items():
-            dense = [x if layout.of(x) == "dense" else x.contiguous() for x in xs]
+        for kind, at in places.items():
+            # Copies must live until the launch.
+            dense = [x if layout.of(x) == "dense" else x.contiguous() for x in (tensors[i] for i in at)]
             rows = Rows(blocks * BLOCK)
-            for x, i in zip(dense, places[kind], strict=True):
+            for x, i in zip(dense, at, strict=True):
                 rows.add(x.numel(), (x.data_ptr(),), (i, 0))
             partials = torch.empty((rows.chunks, 2), dtype=torch.float64, device=device)
             table = rows.table(device, [*bits([norm_type]), blocks])

@@ -25,8 +25,8 @@ from fusedtrain.rules import UPDATES, clip_coefficient
 class ClippedOptimizer(torch.optim.Optimizer):
     """Clip and step in one: unscale, look for non-finite gradients, clip by global norm and by value, decay, update.
 
-    ``.grad`` is only read. The step waits for nothing, except a ``max_norm`` that is a tensor on a GPU. Besides torch's
-    arguments every subclass takes, by keyword:
+    ``.grad`` is only read. Nothing is waited for but a ``max_norm`` that is a tensor on a GPU, and by ``"raise"`` the
+    step before. Besides torch's arguments every subclass takes, by keyword:
 
     Args:
         max_norm: bound >= 0 of the norm of all gradients of all groups together, as ``clip_grad_norm_``. inf measures
