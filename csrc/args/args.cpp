@@ -34,9 +34,17 @@ DType check_tensor(const char* op, const char* name, const Tensor& x) {
     require(is_here(x), op, name, " is not ", kHere, "; move it to the device of the other arguments");
     require(false, op, name, " has dtype ", dtype_name(x), "; it must be float32, float64, float16 or bfloat16");
   }
-  require(x.const_data_ptr() != nullptr || x.numel() == 0, op, name,
-          " has no memory: its storage was freed, as by resize_(0); allocate it again");
+  check_memory(op, name, x);
   return *type;
+}
+
+bool has_memory(const Tensor& x) {
+  const uintptr_t offset = uintptr_t(x.storage_offset()) * x.element_size();
+  return x.numel() == 0 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) != offset;
+}
+
+void check_memory(const char* op, const char* name, const Tensor& x) {
+  require(has_memory(x), op, name, " has no memory: its storage was freed, as by resize_(0); allocate it again");
 }
 
 void check_same_device(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like) {

@@ -62,6 +62,7 @@ DType check_like(const char* op, const char* list, int64_t i, const Tensor& x, i
 
 CounterType check_step(const char* op, int64_t i, const Tensor& x) {
   if (is_here(x) && x.numel() == 1) {
+    if (!has_memory(x)) check_memory(op, item("steps", i).c_str(), x);
     switch (x.scalar_type()) {
       case ScalarType::Float:
         return CounterType::kFloat32;
@@ -84,6 +85,7 @@ int64_t* check_counter(const char* op, const char* name, const OptionalTensor& x
   if (!x) return nullptr;
   require(is_here(*x) && x->scalar_type() == ScalarType::Long && x->numel() == 1, op, name, " has shape ", shape_of(*x),
           " and dtype ", dtype_name(*x), "; it must be one int64 ", kHere);
+  check_memory(op, name, *x);
   return static_cast<int64_t*>(x->data_ptr());
 }
 
@@ -102,8 +104,7 @@ void check_devices(const char* op, const TensorList& params, const char* list, c
 
 DType check_item(const char* op, const char* list, int64_t i, const Tensor& x) {
   const std::optional<DType> type = float_type_here(x);
-  const bool fine = type && (x.const_data_ptr() != nullptr || x.numel() == 0);
-  return fine ? *type : check_tensor(op, item(list, i).c_str(), x);
+  return type && has_memory(x) ? *type : check_tensor(op, item(list, i).c_str(), x);
 }
 
 Layout layout_of(const Tensor& x) {

@@ -56,8 +56,7 @@ StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_
       groups_(groups),
       state_(state),
       params_name_(interned("params")),
-      grad_(tensor_type.attr("grad")),
-      is_neg_(tensor_type.attr("is_neg")) {
+      grad_(tensor_type.attr("grad")) {
   if (!grad_.is(parameter_type.attr("grad"))) refuse("another torch.nn.Parameter.grad than that of torch.Tensor");
   if (keys.size() > size_t(kMaxStates) || rows.size() != groups.size()) refuse("more states or groups than expected");
   for (const py::handle key : keys) keys_.push_back(interned(key.cast<std::string>().c_str()));
@@ -117,17 +116,18 @@ StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) 
 void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* step, int64_t group) {
   StepRow row = {};
   DLTensor param, seen;
-  if (is_negated(p) || is_negated(grad)) refuse("a parameter or gradient that torch negates when it is read");
+  if (reader_.is_negated(p) || reader_.is_negated(grad))
+    refuse("a parameter or gradient that torch negates when it is read");
   known_.push_back(know(p, param, "parameter"));
   row.p = data_of(param);
   row.p_dtype = float_type_or_refuse(param, "parameter");
   row.numel = numel_of(param);
   row.group = int32_t(group);
   if (!is_dense(param)) refuse("a parameter that is not dense");
-  const auto check_memory = [](const void* data, int64_t numel, const char* what) {
-    if (numel > 0 && data == nullptr) refuse(std::string("a ") + what + " without memory");
+  const auto check_memory = [&](PyObject* x, const void* data, int64_t numel, const char* what) {
+    if (numel > 0 && reader_.is_freed(x, data)) refuse(std::string("a ") + what + " without memory");
   };
-  check_memory(row.p, row.numel, "parameter");
+  check_memory(p, row.p, row.numel, "parameter");
 
   if (!reader_.is_plain(grad)) refuse("a gradient of another class than torch.Tensor");
   known_grads_.push_back(know(grad, seen, "gradient"));
@@ -139,18 +139,18 @@ void StepTable::add_row(PyObject* p, PyObject* grad, PyObject* entry, PyObject* 
   for (size_t k = 0; k < keys_.size(); ++k) {
     PyObject* const x = item(entry, keys_[k]);
     if (x == nullptr || !reader_.is_plain(x)) refuse("a state that is missing or of another class than torch.Tensor");
-    if (is_negated(x)) refuse("a state that torch negates when it is read");
+    if (reader_.is_negated(x)) refuse("a state that torch negates when it is read");
     known_.push_back(know(keep(x), seen, "state"));
     row.state_dtype[k] = float_type_or_refuse(seen, "state");
     row.state[k] = data_of(seen);
     if (!same_layout(seen, param)) refuse("a state whose layout is not that of its parameter");
-    check_memory(row.state[k], row.numel, "state");
+    check_memory(x, row.state[k], row.numel, "state");
   }
   if (!reader_.is_plain(step)) refuse("a step count of another class than torch.Tensor");
   known_.push_back(know(keep(step), seen, "step count"));
   row.step_type = counter_type(seen);
   row.step = data_of(seen);
-  check_memory(row.step, 1, "step count");
+  check_memory(step, row.step, 1, "step count");
   if (PyDict_Check(entry)) {
     entries_.add(entry);
     entry_dicts_.push_back(keep(entry));
@@ -194,10 +194,12 @@ bool StepTable::unchanged(Known& known, bool same_memory, void*& data) const {
   if (!read_here(known.object, x)) return false;
   data = data_of(x);
   known.shape = x.shape;
-  const size_t bytes = size_t(known.ndim) * sizeof(int64_t);
-  return (!same_memory || data == known.data) && same_type(x.dtype, known.dtype) && x.ndim == known.ndim &&
-         (bytes == 0 || (std::memcmp(x.shape, &dims_[known.dims], bytes) == 0 &&
-                         std::memcmp(x.strides, &dims_[known.dims + size_t(known.ndim)], bytes) == 0));
+  if ((same_memory && data != known.data) || !same_type(x.dtype, known.dtype) || x.ndim != known.ndim) return false;
+  const int64_t* const dims = dims_.data() + known.dims;
+  for (int32_t d = 0; d < x.ndim; ++d) {  // one or two of them: too few to call memcmp for
+    if (x.shape[d] != dims[d] || x.strides[d] != dims[x.ndim + d]) return false;
+  }
+  return true;
 }
 
 bool StepTable::groups_unchanged(PyObject* groups) {
@@ -245,10 +247,10 @@ bool StepTable::take_tensors() {
     known.object = grad.ptr();
     if (!unchanged(known, false, data)) return false;
     StepRow& row = rows_[size_t(param.row)];
-    if (data == nullptr && row.numel > 0) return false;
+    if (row.numel > 0 && reader_.is_freed(grad.ptr(), data)) return false;
     // A gradient that is to be read as its negative is the imaginary part of conjugate numbers; its elements lie two
     // apart, so that of several one was seen by the layout.
-    if (row.numel == 1 && is_negated(grad.ptr())) return false;
+    if (row.numel == 1 && reader_.is_negated(grad.ptr())) return false;
     row.g = data;
     grads_.push_back(grad.release().ptr());
   }
@@ -264,10 +266,8 @@ void StepTable::drop_gradients() {
   if (grads_.empty()) grads_.swap(grads);
 }
 
-bool StepTable::is_negated(PyObject* x) const { return py::handle(is_neg_)(py::handle(x)).cast<bool>(); }
-
 int StepTable::traverse(visitproc visit, void* arg) const {
-  for (const py::object* x : {&parameter_type_, &groups_, &state_, &grad_, &is_neg_}) Py_VISIT(x->ptr());
+  for (const py::object* x : {&parameter_type_, &groups_, &state_, &grad_}) Py_VISIT(x->ptr());
   for (const py::object& x : kept_) Py_VISIT(x.ptr());
   for (PyObject* const x : grads_) Py_VISIT(x);
   const int stopped = items_.traverse(visit, arg);

@@ -90,7 +90,6 @@ class StepTable {
   bool states_unchanged(PyObject* state) const;
   bool take_tensors();  // parameters must be what they were, gradients must fit
   void drop_gradients();
-  bool is_negated(PyObject* x) const;
   void check_overlap() const;
   ScalarRef scalars(const py::object& x, int64_t count, const char* what) const;
   PyObject* keep(PyObject* x);
@@ -101,7 +100,7 @@ class StepTable {
   py::object parameter_type_, groups_, state_;
   std::vector<py::object> keys_;
   py::str params_name_;
-  py::object grad_, is_neg_;      // torch.Tensor.grad and is_neg
+  py::object grad_;               // torch.Tensor.grad
   std::vector<py::object> kept_;  // so that no address is used again while the table compares addresses
 
   std::vector<Group> watched_groups_;

@@ -35,6 +35,19 @@ class TensorReader {
 
   bool is_plain(PyObject* x) const { return reinterpret_cast<PyObject*>(Py_TYPE(x)) == type_.ptr(); }
 
+  // Whether torch negates the elements when it reads them.
+  bool is_negated(PyObject* x) const { return type_.attr("is_neg")(py::handle(x)).cast<bool>(); }
+
+  // Whether a tensor of some elements has none in memory: of a storage that was freed, as by resize_(0), only the
+  // tensor's offset is left of the address. Torch is asked only where an address could be one.
+  bool is_freed(PyObject* x, const void* data) const {
+    constexpr uintptr_t kNoAllocator = uintptr_t{1} << 40;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+    if (address == 0 || address >= kNoAllocator) return address == 0;
+    const py::handle tensor(x);
+    return address == tensor.attr("storage_offset")().cast<uintptr_t>() * tensor.attr("itemsize").cast<uintptr_t>();
+  }
+
   // False if the tensor cannot be described (it is sparse, say). What is described is borrowed from the tensor.
   bool read(PyObject* x, DLTensor& to) const {
     if (read_(x, &to) == 0) return true;

@@ -9,6 +9,7 @@ import torch
 from stepping import assert_bitwise, everything, optimizer, parameters, random
 
 import fusedtrain as ft
+from fusedtrain import dispatch
 from fusedtrain.norms import _in_order
 
 CUDA = torch.device("cuda")
@@ -136,6 +137,20 @@ def test_C21_the_norm_is_the_same_to_the_bit_every_time(backend: str, device: to
         if stream is not None:
             torch.cuda.current_stream().wait_stream(stream)
     assert len({float(norm) for norm in norms} | {float(expected.grad_norm)}) == 1
+
+
+@pytest.mark.gpu
+def test_C21_partial_sums_are_read_as_just_written(on_gpu: str) -> None:
+    """Tensors of three chunks, which other multiprocessors sum than combine. All is scaled by a power of two each time,
+    and with it exactly each norm: what a cache has kept of the partials of the time before would show."""
+    tensors = [torch.randn(3 * 8192 - i % 7, device=CUDA) for i in range(2000)]
+    each, (whole, _) = ft.tensor_norms(tensors), dispatch.load(on_gpu).global_norm(tensors, 2.0)
+    for i in range(50):
+        factor = 0.5 if i % 2 else 2.0
+        torch._foreach_mul_(tensors, factor)
+        each, whole = each * factor, whole * factor
+        assert torch.equal(ft.tensor_norms(tensors), each)
+        assert torch.equal(dispatch.load(on_gpu).global_norm(tensors, 2.0)[0], whole)
 
 
 @pytest.mark.gpu

@@ -77,12 +77,18 @@ def test_a_parameter_that_is_read_as_its_negative() -> None:
 
 
 @pytest.mark.parametrize("which", ["parameter", "gradient", "state"])
-def test_A17_freed_storage_is_an_error(which: str) -> None:
-    p = torch.nn.Parameter(torch.ones(3, 5, device=place()))
+@pytest.mark.parametrize("offset", [0, 2])
+def test_A17_freed_storage_is_an_error(which: str, offset: int) -> None:
+    """Behind an offset its address is not null."""
+
+    def ones() -> torch.Tensor:
+        return torch.ones(offset + 15, device=place())[offset:].view(3, 5)
+
+    p = torch.nn.Parameter(ones())
     opt = ft.optim.AdamW([p])
     step(opt, 2)
-    p.grad = torch.ones_like(p)
-    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].clone()
+    p.grad = ones()
+    opt.state[p]["exp_avg"] = ones()
     tensor = {"parameter": p, "gradient": p.grad, "state": opt.state[p]["exp_avg"]}[which]
     tensor.untyped_storage().resize_(0)  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match="its storage was freed"):

@@ -359,25 +359,3 @@ def test_the_table_of_rules_is_whole() -> None:
     assert list(triton_updates.UPDATES) == list(rules.UPDATES)
     source = Path(triton_updates.__file__).read_text("utf-8")
     assert not re.search(r"tl\.(load|store|atomic)", source), "a rule touches memory"
-
-
-@pytest.mark.parametrize("which", ["params", "grads", "states", "steps", "skipped_steps"])
-@pytest.mark.parametrize("offset", [0, 3])
-def test_A17_freed_memory_is_refused_wherever_it_was(which: str, offset: int) -> None:
-    """pytorch has no null pointer for a view into a storage that was freed: its offset is left."""
-    make = {"steps": torch.float32, "skipped_steps": torch.int64}
-    flat = torch.ones(8, dtype=make.get(which, torch.float32))
-    lost = flat[offset] if which in make else flat[offset : offset + 4]
-    rest = [torch.ones(4) for _ in range(4)]
-    args = {"params": rest[:1], "grads": rest[1:2], "states": rest[2:], "steps": [torch.zeros(())]}
-    skipped = torch.zeros((), dtype=torch.int64)
-    if which == "skipped_steps":
-        skipped = lost
-    else:
-        args[which] = [lost, *args[which][1:]]
-    flat.untyped_storage().resize_(0)
-    hyper = torch.tensor([[0.1, 1.0, math.inf, 0.0, 0.9, 0.99, 1e-8, 0.1]], dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=rf"{which}.* has no memory: its storage was freed"):
-        triton_step.optim_step_(
-            "adamw", *args.values(), hyper, [0], None, None, None, None, -1.0, False, None, None, skipped
-        )
