@@ -1,5 +1,6 @@
-"""The CUDA kernels compile without a warning or a spill, and to the machine code that is expected. Needs nvcc, but no
-GPU. `make cuda-check` does the same for all architectures."""
+"""What `make cuda-check` says of the CUDA kernels: no warning, no spill, the machine code that is expected. Here it is
+shown on small kernels that it would notice; compiling all of ours takes longer than the rest of the suite. Needs nvcc,
+but no GPU."""
 
 from __future__ import annotations
 
@@ -50,12 +51,6 @@ needs_this_disassembler = pytest.mark.skipif(
 def check(*arguments: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(root / "scripts" / "check_cuda.py"), *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-
-
-@needs_nvcc
-def test_the_kernels_compile_to_what_is_expected() -> None:
-    done = check("90")
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("source", ["act_dropout", "act_dropout_grad", "gated_act_dropout", "gated_act_dropout_grad"])

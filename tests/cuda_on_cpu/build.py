@@ -41,7 +41,7 @@ FLAGS += ["-mfma"] if _has_fma() else []  # as a GPU: without, sums of products 
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 SANITIZERS = {
     "none": [],
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DEMU_ADDRESS_SANITIZER"],
+    "address": ["-Og", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DEMU_ADDRESS_SANITIZER"],
     "thread": ["-fsanitize=thread", "-DEMU_THREAD_SANITIZER"],
 }
 

@@ -32,9 +32,14 @@ def place() -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
+def interpreted() -> bool:
+    """Whether a step takes long."""
+    return os.environ.get("FUSEDTRAIN_BACKEND") == "triton" and not torch.cuda.is_available()
+
+
 def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
-    """Tensors of every kind, of which the fourth has several chunks. Those of Triton are smaller, and interpreted."""
-    large = (40, 30) if os.environ.get("FUSEDTRAIN_BACKEND") == "triton" else (700, 60)
+    """Tensors of every kind, of which the fourth has several chunks, but where kernels are interpreted."""
+    large = {"cuda": (150, 60), "triton": (40, 30)}.get(os.environ.get("FUSEDTRAIN_BACKEND", ""), (700, 60))
     shapes: list[tuple[int, ...]] = [(3, 5), (0,), (), large, (1, 4, 1)]
     generator = torch.Generator().manual_seed(0)
     return [torch.nn.Parameter(torch.randn(s, generator=generator).to(place(), dtype)) for s in shapes]
