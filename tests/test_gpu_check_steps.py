@@ -55,7 +55,7 @@ def selecting() -> Iterator[Selecting]:
     wanted = {path for path in marked if path != Path(__file__)} | {*(ROOT / "tests/gpu").glob("test_*.py")}
     unwanted = [ROOT / path for path in slices.WITHOUT_A_GPU]
     files = [*sorted(wanted), *(path for path in unwanted if path.exists())]
-    plugin, before = Selecting(slices.tests(ALONE)), set(sys.modules)
+    plugin, before = Selecting([*slices.tests(ALONE), *slices.sanitizer(ALONE)]), set(sys.modules)
     quiet = [x for name in ("faulthandler", "cacheprovider", "xdist") for x in ("-p", f"no:{name}")]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
@@ -67,7 +67,7 @@ def selecting() -> Iterator[Selecting]:
 
 
 def test_every_test_of_a_gpu_is_of_a_step(selecting: Selecting) -> None:
-    times = Counter(test for tests in selecting.selected.values() for test in tests)
+    times = Counter(test for step in slices.tests(ALONE) for test in selecting.selected[step.name])
     elsewhere = re.compile(r"[\[-](cpu|reference)[]-]")
     here = {x for x in selecting.everything if x.startswith("tests/gpu/") and not elsewhere.search(x)}
     others = {x for x in selecting.marked if not x.startswith("tests/gpu/")}
@@ -85,6 +85,13 @@ def test_no_step_takes_what_needs_no_gpu(selecting: Selecting) -> None:
     for name, tests in selecting.selected.items():
         assert not needless & set(tests), name
         assert tests or name == "suite, changed by a gpu", f"{name} takes nothing"
+
+
+def test_races_are_looked_for_where_threads_share_memory(selecting: Selecting) -> None:
+    for backend in slices.BACKENDS:
+        seen, raced = (selecting.selected[f"{check}, {backend}"] for check in ("memcheck", "racecheck"))
+        assert set(raced) < set(seen) == set(selecting.selected[f"gpu every_kernel, {backend}"])
+        assert all(any(f"::{name}" in test for test in raced) for name in slices.RACY)
 
 
 def test_a_step_of_the_gpu_is_one_file_and_one_backend() -> None:

@@ -46,13 +46,16 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fusedtrain.gpu_check",
         description="Builds, tests and measures fusedtrain on the GPU of this machine. Exit status: 0 all is proven; "
         "1 something failed; 2 nothing failed, but not everything could be done.",
+        epilog="Not all of it fits into one call of the default length. Call it again with --resume and the same --out "
+        "until nothing is left. Where files come back only from a folder that is emptied before each call, keep --out "
+        "elsewhere and copy the records: --out /tmp/check --resume; cp /tmp/check/*.json FOLDER",
     )
     out = "where SLICE.json and SLICE.log go; --resume reads them from here"
     options.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
     options.add_argument("--only", type=_slices, default=list(SLICES), help=f"slices, of {','.join(SLICES)}")
     options.add_argument("--steps", default="", help="only steps whose name contains this")
     options.add_argument("--minutes", type=_minutes, default=9.0, help="of all slices together; default 9")
-    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same commit")
+    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same sources")
     return options
 
 

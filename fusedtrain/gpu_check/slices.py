@@ -25,8 +25,9 @@ HUGE = "tests/gpu/test_huge.py"
 """One test at a time has room."""
 WITHOUT_A_GPU = ("tests/cuda_on_cpu", "tests/test_cuda_compile.py", "tests/test_build_cuda.py")
 """Minutes of compilers, of the kernels for a CPU too, that find the same without a GPU."""
-CHANGED = ("tests/bench", "tests/planner", "tests/test_compile.py", "tests/test_compile_optim.py")
-"""Where tests that name no backend go another way if there is a GPU."""
+_OF_BENCH = ("cli", "measure", "model", "results", "scaling")
+CHANGED = ("tests/test_compile.py", *(f"tests/bench/test_{name}.py" for name in _OF_BENCH))
+"""Where tests that name no backend go another way if there is a GPU: by the device that is taken if none is named."""
 RACY = ("test_step", "test_global_norm", "test_tensor_norms", "test_act_dropout")
 """Of those, what shares memory between threads."""
 LARGEST = "clip + AdamW, one tensor of 2^28"
