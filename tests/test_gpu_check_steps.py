@@ -165,5 +165,5 @@ def test_what_is_not_installed_is_said(tmp_path: Path, capsys, monkeypatch: pyte
     monkeypatch.setattr(machine, "setting", lambda command: {"command": command})
     lacking = Machine(GPU.gpus, "580", 4, GPU.tools, missing=("expecttest",))
     assert check(tmp_path, "--only", "tests", run=Played(), where=lacking) == 0
-    assert "Not installed, so that tests which need it are skipped: expecttest." in capsys.readouterr().out
+    assert "Not installed, though tests need it: expecttest." in capsys.readouterr().out
     assert json.loads((tmp_path / "tests.json").read_text())["setting"]["missing"] == ["expecttest"]

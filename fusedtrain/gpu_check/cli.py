@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
     if here.cannot:
         print(f"Nothing can be proven here: {here.cannot}.")
     if here.missing:
-        print(f"Not installed, so that tests which need it are skipped: {', '.join(here.missing)}.")
+        print(f"Not installed, though tests need it: {', '.join(here.missing)}.")
     sources = machines.fingerprint()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     setting: dict[str, Any] = {}

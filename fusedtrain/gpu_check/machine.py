@@ -16,8 +16,11 @@ from typing import Any
 from fusedtrain.gpu_check.runner import ROOT
 
 SOURCES = {".py", ".h", ".cuh", ".cpp", ".cu", ".json", ".txt"}
-FOR_TESTS = ("pytest", "xdist", "hypothesis", "expecttest", "psutil", "rich", "typer", "sklearn", "safetensors")
-"""Modules of the extra ``test``. Without a report of what is missing, a test that skips itself would be overlooked."""
+FOR_TESTS = (
+    "pytest", "xdist", "hypothesis", "expecttest", "psutil", "rich", "typer", "scipy", "sklearn", "safetensors",
+    "matplotlib",
+)  # fmt: skip
+"""Modules of the extras ``test`` and ``bench``: a file that skips itself for want of one would be overlooked."""
 _ASK_TORCH = """
 import json, torch
 gpus = []
@@ -49,7 +52,7 @@ class Machine:
     tools: dict[str, str | None] = field(default_factory=dict)
     """The path of each tool, None if it is not found."""
     missing: tuple[str, ...] = ()
-    """Modules that are not installed, and without which tests are skipped."""
+    """Modules of `FOR_TESTS` that are not installed."""
     cannot: str | None = None
     """Why nothing can be proven here."""
 
