@@ -16,12 +16,12 @@ STATE = torch.tensor([5, 8])
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_forward_mode_derivative(backend: str, inplace: bool) -> None:
-    x, t = torch.randn(64), torch.randn(64)
-    keep = rng.keep_mask(STATE, rng.drop_threshold(0.3), x.shape)
+def test_forward_mode_derivative(backend: str, device: torch.device, inplace: bool) -> None:
+    x, t = torch.randn(64, device=device), torch.randn(64, device=device)
+    keep = rng.keep_mask(STATE, rng.drop_threshold(0.3), x.shape).to(device)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x.clone(), t.clone())
-        y = act_dropout(dual, "relu", 0.3, rng_state=STATE, inplace=inplace, backend=backend)
+        y = act_dropout(dual, "relu", 0.3, rng_state=STATE.to(device), inplace=inplace, backend=backend)
         tangent = forward_ad.unpack_dual(y).tangent
     scale = rng.keep_scale(rng.drop_threshold(0.3))
     torch.testing.assert_close(tangent, torch.where(keep & (x > 0), t * scale, 0.0))
@@ -40,8 +40,8 @@ def test_hessian_is_that_of_the_specification() -> None:
     torch.testing.assert_close(torch.func.hessian(ours)(x), torch.autograd.functional.hessian(spec, x))
 
 
-def test_inplace_refused_by_autograd_changes_nothing(backend: str) -> None:
-    y = torch.randn(4, 6, requires_grad=True) * 1
+def test_inplace_refused_by_autograd_changes_nothing(backend: str, device: torch.device) -> None:
+    y = torch.randn(4, 6, device=device, requires_grad=True) * 1
     before = y.detach().clone()
     piece, _ = y.chunk(2)
     with pytest.raises(RuntimeError, match="view and is being modified inplace"):
@@ -49,17 +49,17 @@ def test_inplace_refused_by_autograd_changes_nothing(backend: str) -> None:
     assert torch.equal(y, before)
 
 
-def test_inplace_on_an_inference_tensor_outside_inference_mode_is_refused(backend: str) -> None:
+def test_inplace_on_an_inference_tensor_outside_inference_mode_is_refused(backend: str, device: torch.device) -> None:
     with torch.inference_mode():
-        x = torch.randn(8)
+        x = torch.randn(8, device=device)
         before = x.clone()
     with pytest.raises(RuntimeError, match="inference tensor"):
         act_dropout(x, "relu", 0.5, inplace=True, backend=backend)
     assert torch.equal(x, before)
 
 
-def test_inplace_where_dimensions_interleave_but_share_nothing(backend: str) -> None:
-    memory = torch.randn(8)
+def test_inplace_where_dimensions_interleave_but_share_nothing(backend: str, device: torch.device) -> None:
+    memory = torch.randn(8, device=device)
     before = memory.clone()
     x = memory.as_strided((2, 3), (3, 2))  # places 0, 2, 4 and 3, 5, 7
     assert act_dropout(x, "relu", 0.0, inplace=True, backend=backend) is x
@@ -68,8 +68,8 @@ def test_inplace_where_dimensions_interleave_but_share_nothing(backend: str) -> 
     assert torch.equal(memory, expected)
 
 
-def test_inplace_on_a_lazily_negated_tensor(backend: str) -> None:
-    z = torch.randn(16, dtype=torch.complex64)
+def test_inplace_on_a_lazily_negated_tensor(backend: str, device: torch.device) -> None:
+    z = torch.randn(16, dtype=torch.complex64, device=device)
     expected = torch.relu(z.conj().imag.clone())
     x = z.conj().imag
     assert x.is_neg()
@@ -77,9 +77,9 @@ def test_inplace_on_a_lazily_negated_tensor(backend: str) -> None:
     assert torch.equal(x, expected)
 
 
-def test_a_wider_bias_is_not_rounded_on_the_way(backend: str) -> None:
-    x = torch.ones(4096, 1, dtype=torch.bfloat16, requires_grad=True)
-    bias = torch.zeros(1, requires_grad=True)
+def test_a_wider_bias_is_not_rounded_on_the_way(backend: str, device: torch.device) -> None:
+    x = torch.ones(4096, 1, dtype=torch.bfloat16, device=device, requires_grad=True)
+    bias = torch.zeros(1, device=device, requires_grad=True)
     dy = torch.ones_like(x)
     dy[0] = 3
     act_dropout(x, "relu", 0.0, bias=bias, backend=backend).backward(dy)
@@ -98,8 +98,8 @@ def test_meta_tensor_among_real_ones_is_refused() -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(rules.ACTIVATIONS))
-def test_slope_of_huge_inputs_is_finite(backend: str, activation: str) -> None:
-    x = torch.tensor([3e13, 3e38, -3e13, -3e38], requires_grad=True)
+def test_slope_of_huge_inputs_is_finite(backend: str, device: torch.device, activation: str) -> None:
+    x = torch.tensor([3e13, 3e38, -3e13, -3e38], device=device, requires_grad=True)
     act_dropout(x, activation, 0.0, backend=backend).sum().backward()
     assert x.grad is not None
     if activation == "squared_relu":  # its slope is 2x
@@ -109,8 +109,8 @@ def test_slope_of_huge_inputs_is_finite(backend: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
-def test_saturated_slope_is_never_negative(backend: str, activation: str) -> None:
-    x = torch.linspace(-30, 30, 4096, dtype=torch.bfloat16, requires_grad=True)
+def test_saturated_slope_is_never_negative(backend: str, device: torch.device, activation: str) -> None:
+    x = torch.linspace(-30, 30, 4096, dtype=torch.bfloat16, device=device, requires_grad=True)
     for p in (0.05, 0.1, 0.3, 0.45):
         (slope,) = torch.autograd.grad(act_dropout(x, activation, p, backend=backend).sum(), x)
         assert (slope >= 0).all()

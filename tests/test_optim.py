@@ -35,7 +35,9 @@ def test_clip_and_step_as_torch(
         if max_norm is not None:
             for params in (same, exact):
                 norm = torch.nn.utils.clip_grad_norm_(params, max_norm)
-            assert_as_accurate(opt.grad_norm, norm.to(opt.grad_norm.dtype), norm)
+            # The truth of fp64 is a computation in fp64, with errors of its own.
+            factor = 16.0 if dtype == torch.float64 else 2.0
+            assert_as_accurate(opt.grad_norm, norm.to(opt.grad_norm.dtype), norm, factor)
             assert opt.clip_coef.item() == pytest.approx(min(1.0, max_norm / (norm.item() + 1e-6)), rel=1e-5)
         for reference in references:
             reference.step()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -44,3 +48,20 @@ def test_cells_of_a_device_are_read_anew_and_the_others_are_kept() -> None:
     second = hyper.flat_on(place, cells).as_subclass(torch.Tensor)
     assert first.tolist() == [0.1, 0.5, 3, 4, 0.5]
     assert second.tolist() == [0.1, 0.25, 3, 4, 0.25]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_a_captured_graph_reads_is_kept(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many other settings come after it. What eager steps read is let go."""
+    plain, most = hyper._upload.__wrapped__, hyper._upload.cache_parameters()["maxsize"]
+    here = functools.lru_cache(maxsize=most)(lambda device, *rest: plain(torch.device("cpu"), *rest))
+    monkeypatch.setattr(hyper, "_upload", here)
+    monkeypatch.setattr(hyper, "_captured", {})
+    place = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    read = [weakref.ref(x) for x in hyper._constants(place, (0.1, 0.0), (1,))]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for i in range(most):
+        hyper._constants(place, (0.2 + i, 0.0), (1,))
+    gc.collect()
+    assert [x() is not None for x in read] == [captured] * 2

@@ -4,6 +4,7 @@ from fusedtrain.gpu_check.cli import main
 
 if __name__ == "__main__":
     # A shell starts what it puts in the background with interrupts ignored, and so would the steps, which an interrupt
-    # asks to end with a report.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # asks to end with a report. Whoever ends us politely has the table too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     raise SystemExit(main())

@@ -16,7 +16,7 @@ from fusedtrain.gpu_check import runner, summary
 from fusedtrain.gpu_check.machine import Machine
 from fusedtrain.gpu_check.record import Record
 from fusedtrain.gpu_check.slices import SLICES
-from fusedtrain.gpu_check.step import CANNOT, FAILED, NO_TIME, PASSED, Found, Run, Step
+from fusedtrain.gpu_check.step import CANNOT, FAILED, NO_TIME, PASSED, RUNNING, Found, Run, Step
 
 _LEAST = 15.0
 """Seconds under which no step is begun."""
@@ -46,19 +46,25 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fusedtrain.gpu_check",
         description="Builds, tests and measures fusedtrain on the GPU of this machine. Exit status: 0 all is proven; "
         "1 something failed; 2 nothing failed, but not everything could be done.",
+        epilog="Not all of it fits into one call of the default length. Call it again with --resume and the same --out "
+        "until nothing is left. Where files come back only from a folder that is emptied before each call, keep --out "
+        "elsewhere and copy the records: --out /tmp/check --resume; cp /tmp/check/*.json FOLDER",
     )
-    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where SLICE.json and SLICE.log go")
+    out = "where SLICE.json and SLICE.log go; --resume reads them from here"
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
     options.add_argument("--only", type=_slices, default=list(SLICES), help=f"slices, of {','.join(SLICES)}")
     options.add_argument("--steps", default="", help="only steps whose name contains this")
-    options.add_argument("--minutes", type=_minutes, default=9.5, help="of each slice at most; default 9.5")
-    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same commit")
+    options.add_argument("--minutes", type=_minutes, default=9.0, help="of all slices together; default 9")
+    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same sources")
     return options
 
 
 def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine: Machine | None = None) -> int:
     """Runs the slices; returns the exit status. ``run`` and ``machine`` are given by tests."""
+    began = time.monotonic()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
+    ends = began + 60 * options.minutes
     command = "python -m fusedtrain.gpu_check " + shlex.join(arguments)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -71,42 +77,45 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
     )
     if here.cannot:
         print(f"Nothing can be proven here: {here.cannot}.")
+    if here.missing:
+        print(f"Not installed, though tests need it: {', '.join(here.missing)}.")
     sources = machines.fingerprint()
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name in options.only:
-        setting = {**machines.setting(command), "driver": here.driver, "gpus": list(here.gpus), "sources": sources}
-        record = Record(options.out, name, setting, options.resume)
-        steps = [step for step in SLICES[name](here) if options.steps in step.name]
-        try:
-            run_slice(record, steps, here, run, 60 * options.minutes)
-        except KeyboardInterrupt:
-            print(f"{name}: interrupted; --resume runs what is left")
-            return 130
-        results[name] = list(record.steps.values())
-    lines = summary.table(results)
-    print("\n".join(["", *lines]))
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    setting: dict[str, Any] = {}
+    try:
+        for name in options.only:
+            setting = setting or machines.setting(command)
+            fixed = {"driver": here.driver, "gpus": list(here.gpus), "missing": list(here.missing), "sources": sources}
+            record = Record(options.out, name, {**setting, **fixed}, options.resume)
+            results[name] = record.steps
+            run_slice(record, [step for step in SLICES[name](here) if options.steps in step.name], here, run, ends)
+            if name == "build":
+                setting = {}  # a build changes what is said of the backends
+    except KeyboardInterrupt:
+        print("\n".join(["", *summary.table(results), "interrupted; --resume runs what is left"]), flush=True)
+        return 130
+    print("\n".join(["", *summary.table(results)]))
     return summary.status(results)
 
 
-def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, seconds: float) -> None:
-    """Runs the steps one after the other, whatever becomes of each, until the time is over."""
-    ends = time.monotonic() + seconds
+def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, ends: float) -> None:
+    """Runs the steps one after the other, whatever becomes of each, until it is ``ends`` by the monotonic clock."""
     log = record.path.with_suffix(".log")
     log.unlink(missing_ok=True)
     for step in steps:
         if record.has(step.name):
             continue
-        cannot = machine.cannot or step.cannot
+        command, cannot = shlex.join(step.command), machine.cannot or step.cannot
         if cannot:
-            record.add(step.name, CANNOT, command=shlex.join(step.command), reason=cannot)
+            record.add(step.name, CANNOT, command=command, reason=cannot)
             continue
-        left = ends - time.monotonic()
+        left = ends - time.monotonic() - runner.GRACE
         if left < _LEAST:
-            reason = "the time of the slice was over; --resume runs what is left"
-            record.add(step.name, NO_TIME, command=shlex.join(step.command), reason=reason)
+            record.add(step.name, NO_TIME, command=command, reason="the time was over; --resume runs what is left")
             continue
+        record.add(step.name, RUNNING, command=command, reason="cut off while it ran, or not over yet")
         print(f"{record.name}: {step.name} ...", flush=True)
-        run_step(record, step, run, left, log)
+        run_step(record, step, run, min(left, step.limit), log)
         print(f"{record.name}: {step.name}: {record.steps[step.name]['status']}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,9 @@ def read(done: Done, scratch: Path) -> Found:
         suites = ElementTree.parse(path).getroot().iter("testsuite")
         cases = [case for suite in suites for case in suite.iter("testcase")]
     except (OSError, ElementTree.ParseError) as error:
-        return Found(failures=[f"pytest left no report ({error}); exit status {done.status}"])
+        begun = [line.split()[0] for line in done.output.splitlines() if re.match(r"\S+\.py::\S", line)]
+        last = f"; the last test begun was {begun[-1]}" if begun else ""
+        return Found(failures=[f"pytest left no report ({error}); exit status {done.status}{last}"])
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     failures = []

@@ -4,6 +4,7 @@ holds memory of the GPU."""
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,11 @@ from typing import Any
 from fusedtrain.gpu_check.runner import ROOT
 
 SOURCES = {".py", ".h", ".cuh", ".cpp", ".cu", ".json", ".txt"}
+FOR_TESTS = (
+    "pytest", "xdist", "hypothesis", "expecttest", "psutil", "rich", "typer", "scipy", "sklearn", "safetensors",
+    "matplotlib",
+)  # fmt: skip
+"""Modules of the extras ``test`` and ``bench``: a file that skips itself for want of one would be overlooked."""
 _ASK_TORCH = """
 import json, torch
 gpus = []
@@ -23,6 +29,13 @@ if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(i)
         gpus.append({"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory})
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+_ASK_NVCC = """
+import json, setup_cuda
+try:
+    print(json.dumps({"path": setup_cuda.find_nvcc()}))
+except setup_cuda.CannotBuild:
+    print(json.dumps({"path": None}))
 """
 _ASK_SETTING = """
 import json, sys
@@ -37,7 +50,9 @@ class Machine:
     driver: str | None = None
     cpus: int = 1
     tools: dict[str, str | None] = field(default_factory=dict)
-    """The path of each tool, None if it is not on PATH."""
+    """The path of each tool, None if it is not found."""
+    missing: tuple[str, ...] = ()
+    """Modules of `FOR_TESTS` that are not installed."""
     cannot: str | None = None
     """Why nothing can be proven here."""
 
@@ -66,21 +81,35 @@ def _driver() -> str | None:
     return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
+def _nvcc() -> str | None:
+    """That which the build takes."""
+    found, _ = _ask(_ASK_NVCC)
+    return found["path"] if found else None
+
+
+def _tool(name: str) -> str | None:
+    """The path of a tool of the CUDA toolkit: of the one that is named, of the PATH, or where toolkits usually lie."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [os.path.join(home, "bin", name)] if home else []
+    return next(filter(None, map(shutil.which, [*places, name, f"/usr/local/cuda/bin/{name}"])), None)
+
+
 def look() -> Machine:
-    """Looks for GPUs, as torch sees them, and for tools."""
+    """Looks for GPUs, as torch sees them, for tools, and for what tests need."""
     found, said = _ask(_ASK_TORCH)
     driver = _driver()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    tools = {tool: shutil.which(tool) for tool in ("nvcc", "compute-sanitizer", "nvidia-smi")}
+    tools = {"nvcc": _nvcc(), "compute-sanitizer": _tool("compute-sanitizer")}
+    missing = tuple(name for name in FOR_TESTS if importlib.util.find_spec(name) is None)
     if found is None:
-        return Machine((), driver, cpus, tools, f"torch does not say which GPUs there are: {said}")
+        return Machine((), driver, cpus, tools, missing, f"torch does not say which GPUs there are: {said}")
     cannot = None
     if found["cuda"] is None:
         cannot = f"torch {found['torch']} is built without CUDA: install a CUDA build of torch"
     elif not found["gpus"]:
         seen = f"the driver is {driver}" if driver else "nvidia-smi finds no driver"
         cannot = f"torch {found['torch']} for CUDA {found['cuda']} sees no GPU ({seen})"
-    return Machine(tuple(found["gpus"]), driver, cpus, tools, cannot)
+    return Machine(tuple(found["gpus"]), driver, cpus, tools, missing, cannot)
 
 
 def setting(command: str) -> dict[str, Any]:

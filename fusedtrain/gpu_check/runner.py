@@ -6,20 +6,25 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fusedtrain.gpu_check.step import Done
 
 ROOT = Path(__file__).resolve().parents[2]
-_GRACE = 20.0
+GRACE = 20.0
 """Seconds that a process has to end by itself once interrupted: pytest writes its report then."""
+# A group of its own, to be signalled as one. Not a session: whoever ends ours, with all that is in it, ends this too.
+_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 
 
 def run(command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path) -> Done:
-    """Runs a command in the source tree. Its output is appended to ``log`` as it comes. When its time is over it is
-    interrupted, as by Ctrl-C, and killed, with all it has started, if that does not end it."""
+    """Runs a command in the source tree, whose package its processes find wherever they work. Its output is appended to
+    ``log`` as it comes. When its time is over it is interrupted, as by Ctrl-C, and killed, with all it has started, if
+    that does not end it."""
     began = time.monotonic()
     with log.open("ab") as file:
         file.write(f"\n=== {' '.join(command)}\n".encode())
@@ -29,11 +34,11 @@ def run(command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: P
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **env},
+                env=_environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                **_GROUP,
             )
         except OSError as error:
             return Done(127, time.monotonic() - began, f"{command[0]}: {error.strerror}")
@@ -44,6 +49,12 @@ def run(command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: P
     return Done(status, time.monotonic() - began, output, timed_out)
 
 
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Ours with more. The package may be built in place and not installed, and tests start scripts in other folders."""
+    env = {**os.environ, **more}
+    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))}
+
+
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
     timed_out = False
     try:
@@ -52,10 +63,12 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
         timed_out = True
         _send(process, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
+            process.wait(GRACE)
     finally:
         _send(process, signal.SIGKILL)  # what it left running too
-    return process.wait(), timed_out
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it beyond that
+            process.wait(5.0)
+    return -signal.SIGKILL if process.returncode is None else process.returncode, timed_out
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

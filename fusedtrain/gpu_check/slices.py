@@ -10,15 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fusedtrain.bench.budgets import BUDGETS, judge
+from fusedtrain.bench.budgets import BUDGETS, CUDA, TRITON, judge
+from fusedtrain.bench.workload import Workload
 from fusedtrain.bench.workloads import WORKLOADS
 from fusedtrain.gpu_check import junit
 from fusedtrain.gpu_check.machine import Machine
+from fusedtrain.gpu_check.runner import ROOT
 from fusedtrain.gpu_check.step import Done, Found, Step
 
 BACKENDS = ("cuda", "triton")
 SMALL = "tests/gpu/test_every_kernel.py"
 """Every kernel on small tensors of every alignment: what a sanitizer can sit through."""
+HUGE = "tests/gpu/test_huge.py"
+"""One test at a time has room."""
+WITHOUT_A_GPU = ("tests/cuda_on_cpu", "tests/test_cuda_compile.py", "tests/test_build_cuda.py")
+"""Minutes of compilers, of the kernels for a CPU too, that find the same without a GPU."""
+_OF_BENCH = ("cli", "measure", "model", "results", "scaling")
+CHANGED = ("tests/test_compile.py", *(f"tests/bench/test_{name}.py" for name in _OF_BENCH))
+"""Where tests that name no backend go another way if there is a GPU: by the device that is taken if none is named."""
+RACY = ("test_step", "test_global_norm", "test_tensor_norms", "test_act_dropout")
+"""Of those, what shares memory between threads."""
+LARGEST = "clip + AdamW, one tensor of 2^28"
 
 # ---- build
 
@@ -31,20 +43,28 @@ def read_build(done: Done, scratch: Path) -> Found:
 
 
 def read_env(done: Done, scratch: Path) -> Found:
-    """The report of ``python -m fusedtrain env --json``: both GPU backends must be available."""
-    try:
-        report = json.loads(done.output[done.output.index("{") :])
-    except ValueError:
+    """The report of ``python -m fusedtrain env --json``: both GPU backends must be available. Whatever warns may have
+    printed before it."""
+    report = next(filter(None, map(_report, re.finditer(r"^\{", done.output, re.M))), None)
+    if report is None:
         return Found(failures=[f"no report; exit status {done.status}"])
     lacking = {name: report["backends"][name] for name in BACKENDS}
     return Found(report, [f"{name}: {why}" for name, why in lacking.items() if not why.startswith("available")])
+
+
+def _report(brace: re.Match[str]) -> dict[str, Any] | None:
+    try:
+        found, _ = json.JSONDecoder().raw_decode(brace.string, brace.start())
+    except ValueError:
+        return None
+    return found if "backends" in found else None
 
 
 def build(machine: Machine) -> list[Step]:
     """The extension, in place, for the card that is there; then what it says of itself."""
     python = sys.executable
     env = {"FUSEDTRAIN_BUILD": "cuda", "FUSEDTRAIN_CUDA_ARCHS": machine.arch}
-    cannot = None if machine.tools.get("nvcc") else "nvcc is not on PATH: the CUDA library cannot be built here"
+    cannot = None if machine.tools.get("nvcc") else "the build finds no nvcc: install the CUDA toolkit or set CUDA_HOME"
     return [
         Step("build", (python, "setup.py", "build_ext", "--inplace"), read_build, env, cannot),
         Step("env", (python, "-m", "fusedtrain", "env", "--json"), read_env),
@@ -56,20 +76,41 @@ def build(machine: Machine) -> list[Step]:
 
 def _pytest(*arguments: str, workers: int = 0) -> tuple[str, ...]:
     parallel = ("-n", str(workers)) if workers > 1 and importlib.util.find_spec("xdist") else ()
-    report = ("--junitxml", "{scratch}/junit.xml", "-p", "no:cacheprovider", "-q")
+    # Each name before its test: the log of a process that was killed ends with the one that hung.
+    report = ("--junitxml", "{scratch}/junit.xml", "-p", "no:cacheprovider", "-v")
     return (sys.executable, "-m", "pytest", *report, *parallel, *arguments)
 
 
+def _gpu_files() -> list[str]:
+    """The files of tests/gpu: every kernel first, huge tensors last."""
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/gpu").glob("test_*.py")]
+    return sorted(files, key=lambda file: (file == HUGE, file != SMALL, file))
+
+
 def tests(machine: Machine) -> list[Step]:
-    """The tests that need a GPU, then the whole suite with each backend."""
+    """The tests that need a GPU, a process for each file and backend, as an error of the device is the end of all later
+    tests of its process; then the suite with each backend, and what names none but is of the GPU all the same."""
     workers = min(8, machine.cpus)
-    suite = ("tests", "--ignore=tests/gpu")
     # Each process brings a context of its own, and one thread is enough beside seven others.
     env = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
+    steps = []
+    for file in _gpu_files():
+        for backend in BACKENDS:
+            # What Triton's tests wait for is its compiler. It keeps what it has compiled, for later steps too.
+            several = workers if backend == "triton" and file != HUGE else 0
+            command = _pytest("-m", "gpu", "-k", backend, file, workers=several)
+            name = f"gpu {Path(file).stem.removeprefix('test_')}, {backend}"
+            steps.append(Step(name, command, junit.read, env if several else {}, limit=180 if several else 120))
+    suite = ("tests", *(f"--ignore={path}" for path in ("tests/gpu", *WITHOUT_A_GPU)))
+    others = "not cuda and not triton"
+    of_none = _pytest("-k", f"{others} and not cpu and not reference", "tests/gpu")
+    changed = _pytest(*CHANGED, "-k", others, workers=workers)
     return [
-        *(Step(f"gpu tests, {b}", _pytest("-m", "gpu", "-k", b, "tests/gpu"), junit.read) for b in BACKENDS),
-        *(Step(f"suite, {b}", _pytest(*suite, "-k", b, workers=workers), junit.read, env) for b in BACKENDS),
-        Step("suite, the rest", _pytest(*suite, "-k", "not cuda and not triton", workers=workers), junit.read, env),
+        *steps,
+        Step("gpu tests of no backend", of_none, junit.read, limit=120),
+        *(Step(f"suite, {b}", _pytest(*suite, "-k", b, workers=workers), junit.read, env, limit=300) for b in BACKENDS),
+        Step("suite, marked gpu", _pytest(*suite, "-k", others, "-m", "gpu"), junit.read, limit=120),
+        Step("suite, changed by a gpu", changed, junit.read, env, limit=240),
     ]
 
 
@@ -93,17 +134,24 @@ def read_sanitizer(done: Done, scratch: Path) -> Found:
 
 
 def sanitizer(machine: Machine) -> list[Step]:
-    """A reduced set under compute-sanitizer. Without torch's caching allocator every tensor is an allocation of its
-    own, whose end the sanitizer knows."""
+    """A reduced set under compute-sanitizer; after the tests, which have compiled what Triton would compile under its
+    eyes. Without torch's caching allocator every tensor is an allocation of its own, whose end the sanitizer knows."""
     tool = machine.tools.get("compute-sanitizer")
-    cannot = None if tool else "compute-sanitizer is not on PATH: it comes with the CUDA toolkit"
+    cannot = None if tool else "compute-sanitizer is not found: it comes with the CUDA toolkit (PATH, or set CUDA_HOME)"
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1"}
+    checks = {
+        # torch and Triton ask the driver things that it may refuse. Kernels are what is checked.
+        "memcheck": (("--report-api-errors", "no"), ""),
+        "racecheck": ((), f" and ({' or '.join(RACY)})"),
+    }
     steps = []
     for backend in BACKENDS:
-        for check in ("memcheck", "racecheck"):
-            wrapped = ("compute-sanitizer", "--tool", check, "--target-processes", "all", "--print-limit", "20")
-            command = (*wrapped, *_pytest("-m", "gpu", "-k", backend, SMALL))
-            steps.append(Step(f"{check}, {backend}", command, read_sanitizer, env, cannot))
+        for check, (options, only) in checks.items():
+            # Not the compilers that are started meanwhile.
+            wrapped = (tool or "compute-sanitizer", "--tool", check, "--target-processes", "application-only")
+            chosen = _pytest("-m", "gpu", "-k", f"{backend}{only}", SMALL)
+            command = (*wrapped, "--print-limit", "20", *options, *chosen)
+            steps.append(Step(f"{check}, {backend}", command, read_sanitizer, env, cannot, limit=150))
     return steps
 
 
@@ -133,16 +181,28 @@ def read_bench(done: Done, scratch: Path) -> Found:
     return Found({"copy_bandwidth": copy, "rows": rows, "budgets": verdicts}, failures)
 
 
+def _order(workload: Workload) -> tuple[bool, bool]:
+    """What the kernels are built for comes first, should the time be over before the end: the one large tensor and the
+    activations that have budgets, then the other budgets."""
+    budgeted = workload.name in {budget.workload for budget in BUDGETS}
+    return not budgeted, not (workload.suite == "act" or workload.name == LARGEST)
+
+
+def _providers(workload: Workload) -> list[str]:
+    """Ours for GPUs, the baseline, and those that a budget names. More would cost minutes of compiling, and memory that
+    the large workloads have not."""
+    named = {name for budget in BUDGETS if budget.workload == workload.name for name in budget.providers}
+    return [name for name in workload.providers() if name in {CUDA, TRITON, workload.baseline, *named}]
+
+
 def bench(machine: Machine) -> list[Step]:
     """Every workload in a process of its own, each with the copy bandwidth of its own minute."""
     steps = []
-    budgeted = {budget.workload for budget in BUDGETS}  # first, should the time be over before the end
-    for workload in sorted(WORKLOADS.values(), key=lambda w: w.name not in budgeted):
-        elsewhere = ("fusedtrain-cpu", "fusedtrain-reference", "torch-loop")
-        providers = ",".join(p for p in workload.providers() if p not in elsewhere)
-        what = ("--device", "cuda", "--workload", workload.name, "--providers", providers, "--keep-going")
-        command = (sys.executable, "-m", "fusedtrain", "bench", "run", *what, "--json", "{scratch}/bench.json")
-        steps.append(Step(workload.name, command, read_bench))
+    for workload in sorted(WORKLOADS.values(), key=_order):
+        what = ("--device", "cuda", "--workload", workload.name, "--providers", ",".join(_providers(workload)))
+        timing = ("--rounds", "6", "--seconds", "0.05", "--limit", "10", "--keep-going")
+        command = (sys.executable, "-m", "fusedtrain", "bench", "run", *what, *timing, "--json", "{scratch}/bench.json")
+        steps.append(Step(workload.name, command, read_bench, limit=120))
     return steps
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-PASSED, FAILED, CANNOT, NO_TIME = "passed", "failed", "cannot", "no time"
-"""What becomes of a step: the third for what this machine lacks, the last for what a later call must do."""
+PASSED, FAILED, CANNOT, NO_TIME, RUNNING = "passed", "failed", "cannot", "no time", "running"
+"""What becomes of a step: the third for what this machine lacks, the fourth for what a later call must do. The last is
+written before a step begins, and stays where all was cut off while it ran."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Step:
     """Beside the environment of this process."""
     cannot: str | None = None
     """Why it cannot be run here: it is not, then."""
+    limit: float = math.inf
+    """Seconds that it may take, so that one that hangs leaves time to the others."""
 
 
 class Run(Protocol):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from fusedtrain.gpu_check.slices import details
-from fusedtrain.gpu_check.step import CANNOT, FAILED, NO_TIME
+from fusedtrain.gpu_check.step import CANNOT, FAILED, NO_TIME, RUNNING
 
 _SHOWN = 5
 """Failures of a step that are shown; all are in its record."""
 
 
-def table(slices: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The lines: one per step, failures under it."""
+Results = Mapping[str, Mapping[str, dict[str, Any]]]
+"""By slice, by step: its entry in the record."""
+
+
+def table(results: Results) -> list[str]:
+    """The lines: one per step, under it its failures and why tests were skipped."""
+    slices = {name: list(steps.values()) for name, steps in results.items()}
     width = max(80, shutil.get_terminal_size((140, 24)).columns)
     names = [f"{name}: {step['name']}" for name, steps in slices.items() for step in steps]
     column = max((len(name) for name in names), default=0)
@@ -31,10 +37,12 @@ def table(slices: dict[str, list[dict[str, Any]]]) -> list[str]:
             lines += [f"         - {reason}"[:width] for reason in told[:_SHOWN]]
             if len(told) > _SHOWN:
                 lines.append(f"         - and {len(told) - _SHOWN} more, in {name}.json")
+            skipped = [*step.get("found", {}).get("skipped", {}).items()]
+            lines += [f"         . {count} skipped: {why}"[:width] for why, count in skipped[:_SHOWN]]
     return lines
 
 
-def status(slices: dict[str, list[dict[str, Any]]]) -> int:
+def status(results: Results) -> int:
     """The exit status: 1 if anything failed, else 2 if anything could not be done here or now, else 0."""
-    seen = {step["status"] for steps in slices.values() for step in steps}
-    return 1 if FAILED in seen else 2 if seen & {CANNOT, NO_TIME} or not seen else 0
+    seen = {step["status"] for steps in results.values() for step in steps.values()}
+    return 1 if FAILED in seen else 2 if seen & {CANNOT, NO_TIME, RUNNING} or not seen else 0

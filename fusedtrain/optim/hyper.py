@@ -219,9 +219,22 @@ def flat_on(device: torch.device, cells: list[Any]) -> Tensor:
     places = tuple(i for i, x in enumerate(cells) if isinstance(x, Tensor) and x.device.type != "cpu")
     known = set(places)
     numbers_only = tuple(0.0 if i in known else float(x) for i, x in enumerate(cells))
-    base, index = _upload(device, numbers_only, places)
+    base, index = _constants(device, numbers_only, places)
     values = torch.stack([cells[i].detach().reshape(()).to(device, torch.float64) for i in places])
     return base.index_copy(0, index, values)
+
+
+def _constants(device: torch.device, cells: tuple[float, ...], places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return _upload(device, cells, places)
+    key = device, cells, places
+    if key not in _captured:
+        _captured[key] = _upload(device, cells, places)
+    return _captured[key]
+
+
+_captured: dict[tuple[torch.device, tuple[float, ...], tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+"""What captured graphs read at each replay. Nothing tells when a graph is gone: these few bytes are never let go."""
 
 
 @functools.lru_cache(maxsize=16)

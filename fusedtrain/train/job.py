@@ -6,6 +6,8 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,7 @@ def run(
         raise TrainError(
             "--resume", resume, "the data are not those it was trained on", "Put them back or start another run"
         )
-    _deterministic(chosen)
-    with world(chosen.device) as processes:
+    with _deterministic(chosen), world(chosen.device) as processes:
         folder = resume or out or _default_folder(chosen)
         if processes.writes and resume is None:
             files.new_folder(folder, "--out")
@@ -123,9 +124,20 @@ def _default_folder(chosen: Settings) -> Path:
     return next(p for p in (stem, *(Path(f"{stem}-{i}") for i in range(2, 1000))) if not p.exists())
 
 
-def _deterministic(chosen: Settings) -> None:
-    """Kernels that give the same bits each time, where torch has them, so that a resumed run is the same run."""
-    if chosen.device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for, before its first call
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a kernel per allocation
+@contextmanager
+def _deterministic(chosen: Settings) -> Iterator[None]:
+    """Kernels that give the same bits each time, where torch has them, so that a resumed run is the same run. Whoever
+    calls from Python has torch's settings back afterwards."""
+    if chosen.device != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for, before its first call
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a kernel per allocation
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -264,9 +264,9 @@ def test_bytes_are_those_of_the_provider() -> None:
 
 def test_peak_bytes_are_those_of_the_call() -> None:
     x = torch.ones(1000)
-    assert 4000 <= observe.peak_bytes(lambda: x + 1) < 5000
-    assert 8000 <= observe.peak_bytes(lambda: (x + 1, x * x)) < 9000
-    assert observe.peak_bytes(lambda: x.add_(1)) < 100
+    assert 4000 <= observe.launches_and_peak(lambda: x + 1, CPU)[1] < 5000
+    assert 8000 <= observe.launches_and_peak(lambda: (x + 1, x * x), CPU)[1] < 9000
+    assert observe.launches_and_peak(lambda: x.add_(1), CPU)[1] < 100
 
 
 def test_a_real_row_observes_host_time() -> None:

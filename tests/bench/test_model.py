@@ -188,8 +188,9 @@ def test_a_model_that_breaks_in_its_parts_has_rows_all_the_same(
 
     monkeypatch.setattr(gains, "_phases", breaks)
     path = tmp_path / "run.json"
-    which = ("--providers", "fusedtrain-cpu,torch-fused", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
-    done = bench("run", "--model", "user_models:tensor", *which, "--json", path)
+    which = ("--device", "cpu", "--providers", "fusedtrain-cpu,torch-fused")
+    options = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")
+    done = bench("run", "--model", "user_models:tensor", *which, *options, "--json", path)
     written = json.loads(path.read_text())
     assert done.exit_code == 1 and written["complete"] and len(written["rows"]) == 4
     assert written["gains"]["why_not"] == "its step raised OutOfMemoryError: no room"
@@ -199,7 +200,7 @@ def test_a_model_that_breaks_in_its_parts_has_rows_all_the_same(
 def test_options_reach_the_model_and_its_gain(bench: Run, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     options = ("--dtype", "bf16", "--seed", "3", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
-    which = ("--providers", "fusedtrain-cpu,torch-fused")
+    which = ("--device", "cpu", "--providers", "fusedtrain-cpu,torch-fused")
     done = bench("run", "--model", "user_models:tensor", *options, *which, "--json", path)
     assert done.exit_code == 0, done.output
     written = json.loads(path.read_text())

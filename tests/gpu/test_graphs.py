@@ -86,6 +86,26 @@ def test_E4_replays_of_equal_values_are_bitwise_eager(on_gpu: str) -> None:
     assert_bitwise(everything(opt), everything(eager))
 
 
+def test_E4_a_replay_reads_its_settings_whatever_settings_came_since(on_gpu: str) -> None:
+    """Where lr is a tensor, the others lie beside it on the device: a cache must not let go what a graph reads."""
+    xs, gs = random(SHAPES, CUDA, torch.float32), random(SHAPES, CUDA, torch.float32, 1)
+    params, twins = (parameters([x.clone() for x in xs], [g.clone() for g in gs]) for _ in range(2))
+    rate = torch.tensor(0.1, device=CUDA)
+    settings = {"lr": rate, "max_norm": 1.0, "capturable": True, "backend": on_gpu}
+    opt, eager = (optimizer("adamw", ps, **settings) for ps in (params, twins))
+    graph = capture(opt.step)
+    for i in range(40):
+        ones = [torch.ones(3, device=CUDA)]
+        optimizer("adamw", parameters(ones, [torch.ones_like(x) for x in ones]), eps=1e-7 * (i + 1), **settings).step()
+    taken = [torch.full((64,), math.nan, device=CUDA) for _ in range(1000)]
+    for _ in range(3):
+        graph.replay()
+    for _ in range(6):
+        eager.step()
+    assert_bitwise(everything(opt), everything(eager))
+    del taken
+
+
 def test_A18_a_replay_works_on_the_gradients_that_were_captured(on_gpu: str) -> None:
     """dion!104, pytorch!107504: gradients set to None move, and the captured pointers with freed memory stay. Those of
     the capture belong to the graph: the step it does is the step of what they hold."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import safetensors.torch
@@ -244,3 +246,18 @@ def test_options_of_a_run_are_checked_before_its_folder_is_made(small, train, tm
 def test_summary_is_json_without_nan(small, train):
     run = train(small("mlp", steps=1, eval_every=1), report=True)
     json.loads((run.folder / job.SUMMARY).read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_run_on_a_gpu_leaves_torch_as_it_was(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which is to be set once and for all
+    chosen = dataclasses.replace(settings.new({"device": "cpu", **SMALL["mlp"]}), device="cuda")
+
+    def now():
+        enabled = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return *enabled, torch.utils.deterministic.fill_uninitialized_memory
+
+    before = now()
+    with suppress(KeyboardInterrupt), job._deterministic(chosen):
+        assert now() == (True, True, False) != before
+        raise KeyboardInterrupt
+    assert now() == before
