@@ -106,8 +106,10 @@ def run(
 
 
 def _arguments() -> list[str]:
-    arguments = sys.argv[1:]
-    return arguments[1:] if arguments[:1] == ["bench"] else arguments
+    """Those of this command, for the record, which is passed on: of files elsewhere it has the names alone."""
+    arguments = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
+    split = [argument.rpartition("=") for argument in arguments]
+    return [option + sep + (Path(value).name if value.startswith("/") else value) for option, sep, value in split]
 
 
 @app.command(name="list")

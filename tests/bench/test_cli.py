@@ -16,7 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedtrain.bench import act_dropout, clip_norm, measure, optim_step, run, selection, tables, train_step, workloads
+from fusedtrain.bench import (
+    act_dropout,
+    cli,
+    clip_norm,
+    measure,
+    optim_step,
+    run,
+    selection,
+    tables,
+    train_step,
+    workloads,
+)
 
 from .conftest import Run, results, timings, write
 
@@ -58,6 +69,12 @@ def test_bad_input_is_one_clear_line(bench: Run, tmp_path: Path, arguments: list
 def test_without_a_gpu_cuda_and_its_graphs_are_refused(bench: Run) -> None:
     assert "torch sees no GPU" in bench("run", "--device", "cuda").output
     assert "no CUDA graphs on cpu" in bench("run", "--cudagraph").output
+
+
+def test_a_record_does_not_tell_where_files_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["bench", "run", "act", "--json", "/home/me/a.json", "--csv=/home/me/b.csv", "--md", "c.md"]
+    monkeypatch.setattr(sys, "argv", ["fusedtrain", *arguments])
+    assert cli._arguments() == ["run", "act", "--json", "a.json", "--csv=b.csv", "--md", "c.md"]
 
 
 def test_a_run_writes_json_csv_and_markdown(bench: Run, tmp_path: Path) -> None:
