@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -354,3 +356,17 @@ def test_grad_scaler(cls: type, order: str) -> None:
             assert opt.skipped_steps.item() == (1 if step == 0 else 2)
     assert_bitwise(snapshot(opt), snapshot(reference))
     assert scaler.get_scale() == 2.0**9  # halved twice, doubled once
+
+
+def test_the_count_of_skipped_steps_follows_the_parameters() -> None:
+    from fusedtrain.optim import launch
+
+    def batch(device: str) -> Any:
+        return SimpleNamespace(device=torch.device(device))
+
+    counter = torch.tensor(3)
+    moved = launch.follow(counter, [batch("meta")])
+    assert moved is not None and moved.device.type == "meta" and moved.dtype == torch.int64
+    assert launch.follow(counter, [batch("meta"), batch("cpu")]) is counter
+    assert launch.follow(counter, []) is counter
+    assert launch.follow(None, [batch("cpu")]) is None

@@ -352,12 +352,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if not todo.batches:  # no gradient here; other ranks may have some
                 grad_norm.copy_(norm if scale is None else norm * scale)
                 clip_coef.copy_(clip_coefficient(grad_norm, settings.max_norm if settings.max_norm >= 0 else torch.inf))
+        batches = todo.batches.values()
+        backends = [dispatch.resolve(self._call, b.device, b.dtypes, b.rule, self.backend) for b in batches]
+        self._skipped = launch.follow(self._skipped, batches)
         outputs = (grad_norm, clip_coef, self._skipped)
-        backends = [
-            dispatch.resolve(self._call, batch.device, batch.dtypes, batch.rule, self.backend)
-            for batch in todo.batches.values()
-        ]
-        for batch, backend in zip(todo.batches.values(), backends, strict=True):
+        for batch, backend in zip(batches, backends, strict=True):
             launch.run(backend.optim_step_, batch, settings, norm, nonfinite, scale, found_inf, outputs)
             outputs = (None, None, None)  # written, and counted, once
         if torch.compiler.is_compiling():

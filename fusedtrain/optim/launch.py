@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ def amp(opt: Any) -> tuple[Tensor | None, Tensor | None]:
     if scale is not None:
         scale = distributed.whole(torch.as_tensor(scale)).double().reciprocal().float()
     return scale, None if found_inf is None else distributed.whole(torch.as_tensor(found_inf))
+
+
+def follow(counter: Tensor | None, batches: Iterable[Batch]) -> Tensor | None:
+    """The counter where parameters are: a model may have moved since its optimizer was made, and a counter that stayed
+    behind would be waited for at every step."""
+    devices = [batch.device for batch in batches]
+    if counter is None or not devices or counter.device in devices or torch.compiler.is_compiling():
+        return counter
+    return counter.to(devices[0])
 
 
 def run(

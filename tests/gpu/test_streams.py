@@ -67,6 +67,24 @@ def random_without_waiting(seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.gpu
+def test_a_model_that_moved_since_its_optimizer_was_made_is_not_waited_for(on_gpu: str) -> None:
+    model = torch.nn.Linear(64, 64)
+    opt = ft.optim.AdamW(model.parameters(), max_norm=1.0, nonfinite="skip", backend=on_gpu)
+    model.to(CUDA)
+    for i in range(5):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, math.inf if i == 3 else 1.0)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if i else "default")  # the first step brings the counter
+        try:
+            opt.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert opt.skipped_steps.device.type == "cuda"
+    assert int(opt.skipped_steps) == 1
+
+
+@pytest.mark.gpu
 def test_norms_of_tensors_are_not_waited_for(on_gpu: str, no_waiting: None) -> None:
     tensors = random_without_waiting(0)
     for norm_type in (1.0, 2.0, 3.0, math.inf):
