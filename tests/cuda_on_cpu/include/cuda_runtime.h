@@ -175,6 +175,9 @@ inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 using std::max;
 using std::min;
+// PTX's abs.f64 leaves a NaN as it is, with its sign; the processor's clears that.
+inline double __emu_fabs(double x) { return x != x ? x : fabs(x); }
+#define fabs(x) __emu_fabs(x)
 
 // ---- the runtime
 
