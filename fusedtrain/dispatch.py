@@ -41,11 +41,21 @@ def check_name(name: str | None, call: str, origin: str = "") -> None:
 
 def available() -> dict[str, str]:
     """What is available in this process and, where a backend is not, why: a line for each of `ORDER`."""
-    lines = {}
-    for name in ORDER:
-        backend = load(name)
-        lines[name] = backend.why_not or ("available" + (f": {backend.note}" if backend.note else ""))
-    return lines
+    return {name: _state(load(name)) for name in ORDER}
+
+
+def _state(backend: Backend) -> str:
+    """Which GPUs it cannot run on is told only once CUDA has been started: to ask would start it."""
+    if backend.why_not:
+        return backend.why_not
+    asks = backend.on_device
+    count = torch.cuda.device_count() if asks is not None and torch.cuda.is_initialized() else 0
+    gpus = [torch.device("cuda", index) for index in range(count)]
+    refused = {gpu: reason for gpu in gpus if asks is not None and (reason := asks(gpu))}
+    if refused and len(refused) == count:
+        return next(iter(refused.values()))
+    notes = [*([backend.note] if backend.note else []), *(f"not on {gpu}: {reason}" for gpu, reason in refused.items())]
+    return "available" + (f": {'; '.join(notes)}" if notes else "")
 
 
 def resolve(
@@ -77,7 +87,7 @@ def _name_of_choice(
     if want is None:
         want = os.environ.get("FUSEDTRAIN_BACKEND") or None
         by_environment = want is not None
-    return _choose(call, device.type, dtypes, rule, want, by_environment)
+    return _choose(call, device, dtypes, rule, want, by_environment)
 
 
 # As torch.compiler.assume_constant_result: Dynamo takes the name as it is, and traces neither imports nor environment.
@@ -88,7 +98,7 @@ _name_of_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _choose(
     call: str,
-    device_type: str,
+    device: torch.device,
     dtypes: frozenset[torch.dtype],
     rule: str | None,
     want: str | None,
@@ -99,18 +109,18 @@ def _choose(
     refusals: dict[str, str] = {}
     for name in ORDER if want is None else (want,):
         backend = load(name)
-        reason = backend.refusal(device_type, dtypes, rule)
+        reason = backend.refusal(device, dtypes, rule)
         if reason is None and want is None and backend.by_name_only:
             reason = "runs here only when asked for by name"
         if reason is None:
-            if want is None and name == "reference" and device_type != "meta":  # nothing is computed there
-                _warn_fallback(device_type, refusals)
+            if want is None and name == "reference" and device.type != "meta":  # nothing is computed there
+                _warn_fallback(device.type, refusals)
             return name
         refusals[name] = reason
-    what = f"{', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))} on {device_type}"
+    what = f"{', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))} on {device.type}"
     if want is not None:
         for name in ORDER:
-            reason = load(name).refusal(device_type, dtypes, rule)
+            reason = load(name).refusal(device, dtypes, rule)
             refusals.setdefault(name, reason or "can run it")
     listed = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     wanted = f"backend {want!r}{origin} cannot run it" if want else "no backend can run it"

@@ -151,8 +151,9 @@ def operators() -> dict[str, dict[str, str]]:
 
 
 def _operator(op: str, backend: Backend) -> str:
-    if backend.why_not:
-        return backend_states()[backend.name]
+    state = backend_states()[backend.name]
+    if not state.startswith("available"):
+        return state
     if getattr(backend, op) is None:
         return f"the {backend.name} backend has no kernel for {op}"
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(backend.name)

@@ -168,10 +168,10 @@ for _namespace in schemas.NAMESPACES:
     register_gradients(_namespace)
 
 
-def _calls_operator(backend: Backend, operator: Callable[..., Any]) -> bool:
+def _calls_operator(backend: Backend) -> bool:
     """Whether the forward is called as it is: torch differentiates it, or is compiling and sees a registered operator
     that brings its gradient along."""
-    return backend.differentiable or (torch.compiler.is_compiling() and isinstance(operator, torch._ops.OpOverload))
+    return backend.differentiable or torch.compiler.is_compiling()
 
 
 # ---- the public functions
@@ -241,7 +241,7 @@ def act_dropout(
     args = (bias, residual, rng_state, threshold, activation)
     if inplace:
         return _act_dropout_inplace(x, args, chosen)
-    if _calls_operator(chosen, chosen.act_dropout):
+    if _calls_operator(chosen):
         return chosen.act_dropout(x, *args)
     return _apply(_ActDropout, x, *args, chosen, False)
 
@@ -284,7 +284,7 @@ def gated_act_dropout(
     threshold = rng.drop_threshold(p) if training else 0
     rng_state = _draw(x, threshold, training, generator, rng_state)
     args = (bias, rng_state, threshold, activation)
-    if _calls_operator(chosen, chosen.gated_act_dropout):
+    if _calls_operator(chosen):
         return chosen.gated_act_dropout(x, *args)
     return _apply(_GatedActDropout, x, *args, chosen)
 
@@ -319,6 +319,6 @@ def _act_dropout_inplace(x: Tensor, args: tuple[Any, ...], backend: Backend) -> 
     if not special and not needs_x and not x._is_view():
         return _apply(_ActDropout, x, *args, backend, True)
     source = x.clone() if needs_x or special else x
-    if _calls_operator(backend, backend.act_dropout):
+    if _calls_operator(backend):
         return x.copy_(backend.act_dropout(source, *args))
     return x.copy_(_apply(_ActDropout, source, *args, backend, False))

@@ -151,7 +151,7 @@ INCLUDES = {  # folder: the other headers it may include, as a pattern
     "args": STABLE,
     "cpu": rf"{STABLE}|immintrin\.h|cpuid\.h|sys/mman\.h",
     "cuda": r"cuda_(runtime|bf16|fp16)\.h|cub/.*",
-    "bind": rf"{STABLE}|cuda_runtime\.h",
+    "bind": rf"{STABLE}|cuda_runtime\.h|dlfcn\.h",
     "plan": r"pybind11/.*|ATen/dlpack\.h",
 }
 NEIGHBOURS = {  # folder: the folders of csrc whose headers it may include

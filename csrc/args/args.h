@@ -56,6 +56,11 @@ void check_memory(const char* op, const char* name, const Tensor& x);
 // Whether the memory of two tensors may overlap: conservatively, by their ranges.
 bool may_overlap(const Tensor& a, const Tensor& b);
 
+// The tensor itself or a contiguous copy.
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : allocating(x, [&] { return torch::stable::contiguous(x); });
+}
+
 // A fresh tensor with the shape, dtype, device and, as torch.empty_like, the strides of `x`, which f writes as
 // contiguous.
 template <class F>
@@ -63,7 +68,7 @@ Tensor in_layout_of(const Tensor& x, F&& f) {
   const Tensor contiguous = empty(shape_vector(x), dtype_of(x), x);
   f(contiguous);
   if (x.is_contiguous()) return contiguous;
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = allocating(x, [&] { return torch::stable::empty_like(x); });
   return y.is_contiguous() ? contiguous : torch::stable::copy_(y, contiguous);
 }
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 namespace ft {
@@ -15,5 +16,18 @@ extern const char* const kHere;  // "on the CPU", for messages
 
 // A contiguous, uninitialised tensor on the device of `like`.
 Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor& like);
+
+// Called where the exception of an allocation of so many bytes is caught: throws it again, or one that says more.
+[[noreturn]] void failed_to_allocate(int64_t bytes, int32_t device);
+
+// What f() returns, which allocates a tensor like this one.
+template <class F>
+Tensor allocating(const Tensor& like, F&& f) {
+  try {
+    return f();
+  } catch (const std::exception&) {
+    failed_to_allocate(like.numel() * int64_t(like.element_size()), like.get_device_index());
+  }
+}
 
 }  // namespace ft

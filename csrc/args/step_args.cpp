@@ -153,7 +153,7 @@ Runs::Runs(const char* op, const char* name, const TensorList& tensors) {
   runs.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool copy = layout_of(tensors[i]) != Layout::kDense;
-    dense.push_back(copy ? torch::stable::contiguous(tensors[i]) : tensors[i]);
+    dense.push_back(copy ? as_contiguous(tensors[i]) : tensors[i]);
     copied.push_back(copy);
     runs.push_back({dense.back().const_data_ptr(), dense.back().numel(), check_tensor(op, name, dense.back())});
   }

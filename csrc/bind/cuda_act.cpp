@@ -33,7 +33,7 @@ class Launch {
   }
 
   const void* read(const Tensor& x) {
-    held_.push_back(x.is_contiguous() ? x : torch::stable::contiguous(x));
+    held_.push_back(as_contiguous(x));
     return held_.back().const_data_ptr();
   }
 

@@ -45,4 +45,7 @@ Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor&) {
   return y;
 }
 
+// Torch's own words, as far as it gives them.
+void failed_to_allocate(int64_t, int32_t) { throw; }
+
 }  // namespace ft

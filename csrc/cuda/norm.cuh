@@ -17,9 +17,12 @@ enum class Measure { kMagnitudes, kSquares, kLargest, kScaledPowers };
 constexpr int kNothing = -(1 << 20);  // the exponent of no elements, or of zeros
 constexpr int kLanes = 8;             // partial sums of a thread: elements of its widest vector
 
-// Of two magnitudes. They are ordered as their bits are, with NaN above infinity.
+// Of the magnitudes of two numbers. Those are ordered as their bits are, with NaN above infinity. The signs are taken
+// off the bits: a GPU's fabs leaves that of a NaN, which would be below all others then.
 __device__ __forceinline__ double larger(double a, double b) {
-  return __double_as_longlong(a) > __double_as_longlong(b) ? a : b;
+  constexpr long long kMagnitude = 0x7fffffffffffffff;
+  const long long x = __double_as_longlong(a) & kMagnitude, y = __double_as_longlong(b) & kMagnitude;
+  return __longlong_as_double(x > y ? x : y);
 }
 
 template <Measure kMeasure>
@@ -30,7 +33,7 @@ struct Term {
   __device__ __forceinline__ double operator()(double lane, double x) const {
     if (kMeasure == Measure::kMagnitudes) return lane + ::fabs(x);
     if (kMeasure == Measure::kSquares) return ::fma(x, x, lane);
-    if (kMeasure == Measure::kLargest) return larger(lane, ::fabs(x));
+    if (kMeasure == Measure::kLargest) return larger(lane, x);
     const double y = ::fabs(x) * scale;
     return lane + (norm_type == 2 ? y * y : norm_type == 1 ? y : ::pow(y, norm_type));
   }

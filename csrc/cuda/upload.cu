@@ -35,33 +35,52 @@ class Pool {
     int device = 0;
     if (const cudaError_t error = cudaGetDevice(&device)) return error;
     const RelaxedCapture relaxed;
-    const std::lock_guard<std::mutex> guard(lock_);
-    for (size_t i = 0; i < idle_.size(); ++i) {
-      PinnedBuffer* const buffer = idle_[i];
-      if (buffer->device != device || buffer->bytes < bytes) continue;
-      if (buffer->copying) {
-        const cudaError_t state = cudaEventQuery(buffer->event);
-        if (state == cudaErrorNotReady) {
-          cudaGetLastError();  // it was a question, not an error
-          continue;
-        }
-        if (state != cudaSuccess) return state;
-        buffer->copying = false;
+    for (int asked = 0; asked < kAsked; ++asked) {
+      PinnedBuffer* const buffer = first(bytes, device);
+      if (buffer == nullptr) break;
+      const cudaError_t state = state_of(*buffer);
+      if (state == cudaSuccess) {
+        *to = buffer;
+        return cudaSuccess;
       }
-      idle_.erase(idle_.begin() + std::ptrdiff_t(i));
-      *to = buffer;
-      return cudaSuccess;
+      give(buffer);  // behind the others: the next to come asks those
+      if (state != cudaErrorNotReady) return state;
     }
     return make(bytes, device, to);
   }
 
-  // Also called when a graph is destroyed, where no function of CUDA may be.
+  // Also called when a graph is destroyed, by a thread of CUDA that may not call it, and should not wait: the lock is
+  // never held while CUDA is asked anything.
   void give(PinnedBuffer* buffer) {
     const std::lock_guard<std::mutex> guard(lock_);
     idle_.push_back(buffer);
   }
 
  private:
+  // Of a process that is far ahead of the device all buffers are busy, and to ask hundreds takes longer than to make
+  // another.
+  static constexpr int kAsked = 4;
+
+  // The one that has been here for longest, taken out; null if none is large enough.
+  PinnedBuffer* first(size_t bytes, int device) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    for (size_t i = 0; i < idle_.size(); ++i) {
+      PinnedBuffer* const buffer = idle_[i];
+      if (buffer->device != device || buffer->bytes < bytes) continue;
+      idle_.erase(idle_.begin() + std::ptrdiff_t(i));
+      return buffer;
+    }
+    return nullptr;
+  }
+
+  static cudaError_t state_of(PinnedBuffer& buffer) {
+    if (!buffer.copying) return cudaSuccess;
+    const cudaError_t state = cudaEventQuery(buffer.event);
+    if (state == cudaErrorNotReady) cudaGetLastError();  // it was a question, not an error
+    buffer.copying = state != cudaSuccess;
+    return state;
+  }
+
   static cudaError_t make(size_t bytes, int device, PinnedBuffer** to) {
     size_t rounded = size_t{4} << 10;
     while (rounded < bytes) rounded *= 2;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,19 @@ class Backend:
     clip_scale_: Any = None
     optim_step_: Any = None
 
+    on_device: Callable[[torch.device], str | None] | None = None
+    """Tells why it cannot run on this one of its devices, or None; absent if it runs on all of them."""
     step_launcher: Any = None
     """Runs `optim_step_`, with the norm before it, over a table that is kept from step to step; None if it cannot."""
 
-    def refusal(self, device_type: str, dtypes: frozenset[torch.dtype], rule: str | None) -> str | None:
+    def refusal(self, device: torch.device, dtypes: frozenset[torch.dtype], rule: str | None) -> str | None:
         """Why it cannot run this rule on tensors of this device and these dtypes, or None if it can."""
         if self.why_not:
             return self.why_not
-        if self.device_types is not None and device_type not in self.device_types:
+        if self.device_types is not None and device.type not in self.device_types:
             return f"runs on {', '.join(sorted(self.device_types))} tensors only"
+        if self.on_device is not None and (reason := self.on_device(device)):
+            return reason
         for dtype in sorted(dtypes - self.dtypes, key=str):
             return f"does not support {dtype}"
         if rule is not None and rule not in self.rules:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,12 +40,44 @@ def functions(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_FOLDER / _LIBRARIES[name]))
 
 
+def _recorded(*keys: str) -> Any:
+    """What the build has recorded under these keys, one within the other; None if it has nothing there."""
+    try:
+        found = json.loads((_FOLDER / "_build_info.json").read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+@functools.cache
+def architectures() -> tuple[int, ...]:
+    """Those that the library of ``"cuda"`` has machine code for, as 90 of sm_90; it has PTX of the newest. Empty if
+    that is not known."""
+    recorded = _recorded("parts", "_C_cuda", "isa") or ()
+    return tuple(sorted(int(found[1]) for name in recorded if (found := re.fullmatch(r"sm_(\d+)", str(name)))))
+
+
+def lacks_code(built: tuple[int, ...], capability: tuple[int, int]) -> str | None:
+    """Why a library with machine code for these architectures and PTX of the newest does not run on a GPU of this
+    compute capability, or None if it does. Machine code runs on a GPU of its major version with no smaller minor one,
+    PTX on all that are not older."""
+    here = 10 * capability[0] + capability[1]
+    runs = any(here // 10 == there // 10 and here >= there for there in built)
+    if not built or runs or here > max(built):
+        return None
+    has = ", ".join(f"sm_{there}" for there in built)
+    wanted = ";".join(map(str, sorted({*built, here})))
+    return (
+        f"{_LIBRARIES['cuda']} has no code for this GPU, sm_{here}: it was built for {has} and newer GPUs; build it "
+        f"anew on this machine, or with FUSEDTRAIN_CUDA_ARCHS='{wanted}'"
+    )
+
+
 def _other_torch() -> str:
     """Names both versions where the library was built with another torch than this; else nothing."""
-    try:
-        built = json.loads((_FOLDER / "_build_info.json").read_text(encoding="utf-8"))["torch"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    built = _recorded("torch")
     if not built or built == torch.__version__:
         return ""
     return f" (it was built with torch {built}, and this is torch {torch.__version__}: build it anew)"

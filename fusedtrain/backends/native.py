@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,38 @@ from torch import Tensor
 from fusedtrain import rules, schemas
 from fusedtrain.backends import Backend, libraries
 from fusedtrain.backends.step_tables import Parts, TableMaker, parts, same_sources
+
+
+def _typed(error: RuntimeError) -> RuntimeError:
+    """A library says by the text alone that memory has run out: exceptions of torch's classes are none of the stable
+    ABI."""
+    text = str(error)
+    ran_out = "CUDA out of memory" in text and not isinstance(error, torch.OutOfMemoryError)
+    return torch.OutOfMemoryError(text) if ran_out else error
+
+
+def telling(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator, with torch.OutOfMemoryError for memory that has run out. What a compiled graph calls is the
+    operator itself, which raises RuntimeError with the same text."""
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        try:
+            return op(*args)
+        except RuntimeError as error:
+            raise _typed(error) from None
+
+    return call
+
+
+@functools.cache
+def on_gpu(device: torch.device) -> str | None:
+    """Why the library of ``"cuda"`` does not run on this GPU, or None. Asked only for tensors that are there, or would
+    be: it starts CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    return libraries.lacks_code(libraries.architectures(), torch.cuda.get_device_capability(device))
 
 
 class StepLauncher(TableMaker):
@@ -38,17 +72,11 @@ class StepLauncher(TableMaker):
         """The norm of the gradients, unless ``norm_type`` is 0, and the step. ``outputs`` (3,) receives grad_norm,
         clip_coef and nonfinite; the other arguments are those of the schema of ``optim_step_``. False, and nothing was
         done, if the stream is being captured."""
-        return table.step(  # type: ignore[no-any-return]
-            self._rules[rule],
-            hyper,
-            norm_type,
-            inv_scale,
-            found_inf,
-            max_norm,
-            skip_nonfinite,
-            outputs,
-            skipped_steps,
-        )
+        scalars = (hyper, norm_type, inv_scale, found_inf, max_norm, skip_nonfinite, outputs, skipped_steps)
+        try:
+            return table.step(self._rules[rule], *scalars)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            raise _typed(error) from None
 
 
 def step_launcher(name: str, library: ctypes.CDLL, device_type: str) -> StepLauncher | None:
@@ -68,6 +96,8 @@ def load(name: str) -> Backend:
     if why_not:
         return Backend(name=name, why_not=why_not)
     ops = {op: getattr(torch.ops.fusedtrain, op).default for op in schemas.SCHEMAS}
+    if name == "cuda":
+        ops = {op: telling(call) for op, call in ops.items()}
     return Backend(
         name=name,
         why_not=None,
@@ -75,6 +105,7 @@ def load(name: str) -> Backend:
         device_types=frozenset({name}),
         dtypes=frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
         rules=frozenset(rules.ACTIVATIONS) | frozenset(rules.UPDATES),
+        on_device=on_gpu if name == "cuda" else None,
         step_launcher=step_launcher(name, libraries.functions(name), name),
         **ops,
     )

@@ -93,7 +93,8 @@ def act_dropout_kernel(
     tile, strip, strips = tile_of(row)
     column = columns_of(tile)
     inside = column < row
-    drop, scale = read_drop(rng_state, threshold), kept_scale(threshold, T)
+    drop = read_drop(rng_state, threshold)
+    scale = kept_scale(threshold, T)
     b = load_bias(bias, column, width, inside, T)
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
@@ -102,7 +103,8 @@ def act_dropout_kernel(
         chunk = first + place
         if first + last < whole:
             start, mask = chunk * CHUNK, inside & (chunk < chunks)
-            z, r = load_whole(x, start, mask, T), load_whole(residual, start, mask, T)
+            z = load_whole(x, start, mask, T)
+            r = load_whole(residual, start, mask, T)
             v = forward(z, b, r, keep(drop, chunk), scale, Y, FWD, MARK, COARSE)
             store_whole(y, start, mask, v)
         else:
@@ -111,7 +113,8 @@ def act_dropout_kernel(
             while k < tl.minimum(numel - first * CHUNK, CHUNK):
                 i = span_of(chunk * CHUNK, k)
                 one = inside[:, None] & (i < numel)
-                z, r = load_one(x, i, one, T), load_one(residual, i, one, T)
+                z = load_one(x, i, one, T)
+                r = load_one(residual, i, one, T)
                 b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
                 store_one(y, i, one, forward(z, b_one, r, kept_span(bits, k), scale, Y, FWD, MARK, COARSE))
                 k += SPAN
@@ -164,7 +167,8 @@ def act_dropout_grad_kernel(
     tile, strip, strips = tile_of(row)
     column = columns_of(tile)
     inside = column < row
-    drop, scale = read_drop(rng_state, threshold), kept_scale(threshold, T)
+    drop = read_drop(rng_state, threshold)
+    scale = kept_scale(threshold, T)
     b = load_bias(bias, column, width, inside, T)
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
@@ -174,7 +178,8 @@ def act_dropout_grad_kernel(
         chunk = first + place
         if first + last < whole:
             start, mask = chunk * CHUNK, inside & (chunk < chunks)
-            d, s = load_whole(dy, start, mask, T), load_whole(saved, start, mask, T)
+            d = load_whole(dy, start, mask, T)
+            s = load_whole(saved, start, mask, T)
             v = backward(d, s, b, keep(drop, chunk), threshold, scale, GRAD, FROM_OUTPUT, COARSE)
             store_whole(dx, start, mask, v)
             if dbias is not None:
@@ -185,7 +190,8 @@ def act_dropout_grad_kernel(
             while k < tl.minimum(numel - first * CHUNK, CHUNK):
                 i = span_of(chunk * CHUNK, k)
                 one = inside[:, None] & (i < numel)
-                d_one, s_one = load_one(dy, i, one, T), load_one(saved, i, one, T)
+                d_one = load_one(dy, i, one, T)
+                s_one = load_one(saved, i, one, T)
                 b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
                 v_one = backward(d_one, s_one, b_one, kept_span(bits, k), threshold, scale, GRAD, FROM_OUTPUT, COARSE)
                 store_one(dx, i, one, v_one)
@@ -339,33 +345,44 @@ def aot_choices() -> Iterator[tuple[str, torch.dtype]]:
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional."""
+    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional, and one of each
+    kind with nothing."""
     for activation, dtype in aot_choices():
         rule, t, options = ACTIVATIONS[activation], TYPES[dtype], _size(dtype).options()
         x, wide = f"*{t.name}", "*fp64" if dtype == torch.float64 else "*fp32"
         marks = rules.ACTIVATIONS[activation].saves == "output"
-        yield AotCase(
+        bare = dtype == torch.bfloat16 and activation in ("identity", "relu")
+        forward_case = AotCase(
             f"act_dropout_kernel[{activation}, {t}]",
             act_dropout_kernel,
             {"x": x, "bias": x, "residual": x, "rng_state": "*i64", "y": x, **SCALARS},
             {"FWD": rule.fwd, "MARK": marks, **constants(dtype)},
             options,
         )
+        yield forward_case
+        if bare:
+            yield forward_case.without("bias", "residual", "rng_state")
         sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
         types = {"dy": x, "saved": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS}
-        yield AotCase(
+        grad_case = AotCase(
             f"act_dropout_grad_kernel[{activation}, {t}]",
             act_dropout_grad_kernel,
             types,
             {"GRAD": rule.grad, "FROM_OUTPUT": False, **constants(dtype)},
             options,
         )
+        yield grad_case
+        if bare and activation == "identity":
+            yield grad_case.without("saved", "bias", "rng_state", *sums)
         if rule.grad_from_output is not None:
             absent = {"bias": None, "rng_state": None}
-            yield AotCase(
+            from_output = AotCase(
                 f"act_dropout_grad_kernel[{activation}, {t}, from output]",
                 act_dropout_grad_kernel,
                 {name: type_ for name, type_ in types.items() if name not in absent},
                 {"GRAD": rule.grad_from_output, "FROM_OUTPUT": True, **absent, **constants(dtype)},
                 options,
             )
+            yield from_output
+            if bare:
+                yield from_output.without(*sums)

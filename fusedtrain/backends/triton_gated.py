@@ -44,7 +44,10 @@ def plus(x, b):
 @triton.jit
 def beyond(bias, width):
     """Where the biases of the ups are."""
-    return None if bias is None else bias + width
+    ups = None
+    if bias is not None:
+        ups = bias + width
+    return ups
 
 
 @triton.jit
@@ -74,9 +77,11 @@ def gated_act_dropout_kernel(
     tile, strip, strips = tile_of(row)
     column = columns_of(tile)
     inside = column < row
-    drop, scale = read_drop(rng_state, threshold), kept_scale(threshold, T)
+    drop = read_drop(rng_state, threshold)
+    scale = kept_scale(threshold, T)
     up_bias = beyond(bias, width)
-    gate_b, up_b = load_bias(bias, column, width, inside, T), load_bias(up_bias, column, width, inside, T)
+    gate_b = load_bias(bias, column, width, inside, T)
+    up_b = load_bias(up_bias, column, width, inside, T)
     # In x, the rows before an element have twice as many.
     start_column = column * CHUNK % width
     place, last = places_of(column, row), last_place_of(tile, row)
@@ -140,9 +145,11 @@ def gated_act_dropout_grad_kernel(
     tile, strip, strips = tile_of(row)
     column = columns_of(tile)
     inside = column < row
-    drop, scale = read_drop(rng_state, threshold), kept_scale(threshold, T)
+    drop = read_drop(rng_state, threshold)
+    scale = kept_scale(threshold, T)
     up_bias = beyond(bias, width)
-    gate_b, up_b = load_bias(bias, column, width, inside, T), load_bias(up_bias, column, width, inside, T)
+    gate_b = load_bias(bias, column, width, inside, T)
+    up_b = load_bias(up_bias, column, width, inside, T)
     start_column = column * CHUNK % width
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
@@ -273,27 +280,35 @@ def gated_act_dropout_grad(
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional. In fp32 two
-    stand for all, as kernels take long to compile and those without a gate have shown every rule."""
+    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional, and one with
+    nothing. In fp32 two stand for all, as kernels take long to compile and those without a gate have shown every
+    rule."""
     for activation, dtype in aot_choices():
         if dtype == torch.float32 and activation not in ("gelu", "silu"):
             continue
         rule, t = ACTIVATIONS[activation], TYPES[dtype]
         x, wide = f"*{t.name}", "*fp64" if dtype == torch.float64 else "*fp32"
-        yield AotCase(
+        bare = dtype == torch.bfloat16 and activation == "silu"
+        forward_case = AotCase(
             f"gated_act_dropout_kernel[{activation}, {t}]",
             gated_act_dropout_kernel,
             {"x": x, "bias": x, "rng_state": "*i64", "y": x, **SCALARS},
             {"FWD": rule.fwd, **constants(dtype)},
             _forward_size(dtype).options(),
         )
+        yield forward_case
+        if bare:
+            yield forward_case.without("bias", "rng_state")
         if dtype == torch.float64:
             continue  # the gradient needs a few more registers than the 255 that a thread can have, and spills them
         sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
-        yield AotCase(
+        grad_case = AotCase(
             f"gated_act_dropout_grad_kernel[{activation}, {t}]",
             gated_act_dropout_grad_kernel,
             {"dy": x, "x": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS},
             {"FWD": rule.fwd, "GRAD": rule.grad, **constants(dtype)},
             _backward_size(dtype).options(),
         )
+        yield grad_case
+        if bare:
+            yield grad_case.without("bias", "rng_state", *sums)

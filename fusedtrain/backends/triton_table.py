@@ -185,6 +185,13 @@ class AotCase(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
 
+    def without(self, *optional: str) -> AotCase:
+        """The same of a call in which these arguments are None."""
+        types = {name: type_ for name, type_ in self.signature.items() if name not in optional}
+        constants = {**self.constants, **dict.fromkeys(optional)}
+        name = self.name.removesuffix("]") + ", nothing optional]"
+        return self._replace(name=name, signature=types, constants=constants)
+
 
 @functools.cache
 def _processors(device: torch.device) -> int:
@@ -211,7 +218,9 @@ class Size(NamedTuple):
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch."""
         nvidia = torch.version.hip is None
-        return {"num_warps": self.warps, **({"maxnreg": self.registers} if nvidia else {})}
+        # Said, because from Triton 3.10 on the default is another.
+        fusion = {"enable_fp_fusion": True}
+        return {"num_warps": self.warps, **fusion, **({"maxnreg": self.registers} if nvidia else {})}
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ def check_provider(provider: str, known: Iterable[str], workload: str) -> None:
 
 def backend_refusal(backend: str, device: torch.device, dtype: torch.dtype, rule: str | None) -> str | None:
     """Why our backend cannot run the rule on such tensors."""
-    return dispatch.load(backend).refusal(device.type, frozenset({dtype}), rule)
+    return dispatch.load(backend).refusal(device, frozenset({dtype}), rule)
 
 
 def import_refusal(module: str) -> str | None:

@@ -28,10 +28,10 @@ def emulator() -> ctypes.CDLL:
     functional.register_gradients(NAMESPACE)
     torch.ops.load_library(path)
     library = ctypes.CDLL(str(path))
-    for count in ("emu_launches", "emu_copies", "emu_copied_bytes"):
-        getattr(library, count).restype = ctypes.c_int64
-    for switch in ("emu_set_resident_blocks", "emu_set_current_stream", "emu_fail_launch_after"):
-        getattr(library, switch).argtypes = [ctypes.c_int64]
+    for count in ("launches", "copies", "copied_bytes", "event_queries", "pinned"):
+        getattr(library, f"emu_{count}").restype = ctypes.c_int64
+    for switch in ("set_resident_blocks", "set_current_stream", "fail_launch_after", "fail_allocation_after"):
+        getattr(library, f"emu_{switch}").argtypes = [ctypes.c_int64]
     return library
 
 
@@ -42,7 +42,7 @@ def load() -> Backend:
         emulator()
     except build.CannotBuild as error:
         return Backend(name="cuda", why_not=f"no GPU, and its emulation cannot be built: {error}")
-    ops = {op: getattr(getattr(torch.ops, NAMESPACE), op).default for op in schemas.SCHEMAS}
+    ops = {op: native.telling(getattr(getattr(torch.ops, NAMESPACE), op).default) for op in schemas.SCHEMAS}
     return Backend(
         name="cuda",
         why_not=None,

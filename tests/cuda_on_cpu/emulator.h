@@ -33,8 +33,9 @@ void launch(Index grid, Index block, const std::function<void()>& kernel);
 
 // What the current stream of a device is: a number, as nothing waits for anything here.
 uintptr_t current_stream();
-// Whether this launch is to fail.
+// Whether this launch, or this allocation of a tensor, is to fail.
 bool launch_fails();
+bool allocation_fails();
 
 // How many blocks are resident at once on the device that is emulated.
 int64_t resident_blocks();
@@ -52,6 +53,14 @@ int64_t emu_copied_bytes();
 void emu_set_current_stream(int64_t stream);
 // How many launches from now on go well before one fails; negative, as at first, for all.
 void emu_fail_launch_after(int64_t launches);
+// The same of tensors that the library allocates.
+void emu_fail_allocation_after(int64_t allocations);
+// Whether events are yet to happen. How often any has been asked, and how many pieces of pinned memory there are.
+void emu_set_events_pending(int pending);
+int64_t emu_event_queries();
+int64_t emu_pinned();
+// What is called first by cudaHostAlloc and cudaEventQuery, as by another thread that comes between; null for nothing.
+void emu_set_between(void (*between)());
 // Whether streams say that they are being captured. Objects that a graph would own are kept until emu_destroy_graph.
 void emu_set_capturing(int capturing);
 void emu_destroy_graph();

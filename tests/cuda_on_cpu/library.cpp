@@ -11,29 +11,20 @@ namespace ft {
 bool is_here(const Tensor& x) { return x.is_cpu(); }
 const char* const kHere = "on the CPU";
 
-namespace {
-
-Tensor empty_here(const std::vector<int64_t>& shape, int32_t dtype) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t stride = 1;
-  for (size_t d = shape.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= shape[d] > 1 ? shape[d] : 1;
+AOTITorchError allocate(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int32_t dtype, int32_t,
+                        AtenTensorHandle* to) {
+  if (emu::allocation_fails()) {
+    const int64_t size = int64_t{1} << 60, step = 1;  // which no machine has: torch fails by itself
+    return aoti_torch_empty_strided(1, &size, &step, dtype, aoti_torch_device_type_cpu(), 0, to);
   }
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-}  // namespace
-
-Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor&) { return empty_here(shape, dtype); }
-
-Tensor empty_bytes(int64_t bytes, int32_t) {
-  Tensor memory = empty_here({bytes}, aoti_torch_dtype_uint8());
-  std::memset(memory.mutable_data_ptr(), 0xAB, size_t(bytes));  // so that what nobody has written shows
-  return memory;
+  const AOTITorchError error = aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
+                                                        aoti_torch_device_type_cpu(), 0, to);
+  if (error == AOTI_TORCH_SUCCESS && dtype == aoti_torch_dtype_uint8()) {
+    void* memory = nullptr;
+    aoti_torch_get_data_ptr(*to, &memory);
+    std::memset(memory, 0xAB, size_t(shape[0]));  // a workspace: so that what nobody has written shows
+  }
+  return error;
 }
 
 void check(cudaError_t error, const char* op) {

@@ -14,9 +14,16 @@ struct EmuUserObject {
 namespace {
 
 std::atomic<bool> capturing{false};
-std::atomic<int64_t> copies{0}, copied{0}, stream{0}, launches_until_failure{-1};
+std::atomic<bool> events_pending{false};
+std::atomic<int64_t> copies{0}, copied{0}, stream{0}, launches_until_failure{-1}, allocations_until_failure{-1};
+std::atomic<int64_t> queries{0}, pinned{0};
+std::atomic<void (*)()> between{nullptr};
 std::mutex graph_lock;
 std::vector<EmuUserObject*> owned_by_graph;
+
+void come_between() {
+  if (void (*const call)() = between.load()) call();
+}
 
 }  // namespace
 
@@ -31,7 +38,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  come_between();
+  pinned.fetch_add(1);
   *memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   return *memory != nullptr || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -59,7 +72,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  come_between();
+  queries.fetch_add(1);
+  return events_pending.load() ? cudaErrorNotReady : cudaSuccess;
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
@@ -93,12 +110,22 @@ bool launch_fails() {
   return launches_until_failure.fetch_sub(1) == 0;
 }
 
+bool allocation_fails() {
+  if (allocations_until_failure.load() < 0) return false;
+  return allocations_until_failure.fetch_sub(1) == 0;
+}
+
 }  // namespace emu
 
 int64_t emu_copies() { return copies.load(); }
 int64_t emu_copied_bytes() { return copied.load(); }
 void emu_set_current_stream(int64_t to) { stream.store(to); }
 void emu_fail_launch_after(int64_t launches) { launches_until_failure.store(launches); }
+void emu_fail_allocation_after(int64_t allocations) { allocations_until_failure.store(allocations); }
+void emu_set_events_pending(int pending) { events_pending.store(pending != 0); }
+int64_t emu_event_queries() { return queries.load(); }
+int64_t emu_pinned() { return pinned.load(); }
+void emu_set_between(void (*call)()) { between.store(call); }
 void emu_set_capturing(int on) { capturing.store(on != 0); }
 void emu_destroy_graph() {
   const std::lock_guard<std::mutex> guard(graph_lock);

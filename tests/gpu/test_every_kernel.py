@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from nonfinite import NONFINITE, spoil
 from stepping import CASES, FLOATS, assert_like_reference, everything, optimizer, parameters, random
 from torch import Tensor
 
@@ -134,6 +135,24 @@ def test_a_skipped_step_writes_nothing(backend: str, device: torch.device, case:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_every_nonfinite_gradient_is_skipped(backend: str, device: torch.device, dtype: torch.dtype, p: float) -> None:
+    """Of any dtype among all, of either sign, by lists and by a table."""
+    xs, gs = ([random([(33,)], device, d, seed)[0] for d in FLOATS] for seed in (0, 1))
+    params = parameters(xs, gs)
+    opt = optimizer("sgd_momentum", params, max_norm=1.0, norm_type=p, nonfinite="skip", backend=backend)
+    grad = gs[FLOATS.index(dtype)]
+    for count, bad in enumerate(NONFINITE, 1):
+        opt.step()
+        before, kept = [x.clone() for x in everything(opt)], grad.clone()
+        spoil(grad, bad)
+        opt.step()
+        assert all(torch.equal(a, b) for a, b in zip(everything(opt), before, strict=True)), bad
+        assert int(opt.skipped_steps) == count, bad
+        grad.copy_(kept)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
 def test_global_norm(backend: str, device: torch.device, dtype: torch.dtype, p: float) -> None:
     guarded = Guarded()
     places = offsets(dtype)
@@ -143,11 +162,13 @@ def test_global_norm(backend: str, device: torch.device, dtype: torch.dtype, p: 
     theirs = torch.linalg.vector_norm(torch.cat([x.cpu().to(norm.dtype) for x in tensors]), p)
     assert_as_accurate(norm.cpu(), theirs, exact)
     assert float(nonfinite) == 0
-    for bad in (math.inf, math.nan):
+    for bad in NONFINITE:
         for i in (0, 1, 3, -1):
             kept = tensors[i].clone()
-            tensors[i][-1] = bad
-            assert float(dispatch.load(backend).global_norm(tensors, p)[1]) == 1
+            spoil(tensors[i], bad)
+            norm, nonfinite = dispatch.load(backend).global_norm(tensors, p)
+            assert float(nonfinite) == 1, bad
+            assert not norm.isfinite(), bad
             tensors[i].copy_(kept)
     guarded.check()
 
@@ -166,12 +187,12 @@ def test_tensor_norms(backend: str, device: torch.device, dtype: torch.dtype, p:
         # The truth of fp64 is a computation in fp64, with errors of its own.
         factor = 16.0 if dtype == torch.float64 else 2.0
         assert_as_accurate(norm.cpu(), theirs, rules.vector_norm([x.cpu()], p), factor)
-    for bad in (math.inf, math.nan):
+    for bad in NONFINITE:
         for i in (0, 3, -1):
             kept = tensors[i].clone()
-            tensors[i][-1] = bad
+            spoil(tensors[i], bad)
             finite = ops.tensor_norms(tensors, p).isfinite()
-            assert not finite[i]
+            assert not finite[i], bad
             assert int(finite.sum()) == len(tensors) - 1
             tensors[i].copy_(kept)
     guarded.check()

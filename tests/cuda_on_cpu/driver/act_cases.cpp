@@ -95,7 +95,7 @@ void plain(Tally& tally, int rule, DType dtype, const Case& c) {
   }
   for (int64_t k = 0; c.bias && k < c.width; ++k) {
     const double tolerance = 16 * epsilon(dtype) * double(c.rows) * 8;
-    tally.expect(std::fabs(dbias.sums.get(k) - sums[size_t(k)]) <= tolerance,
+    tally.expect(std::abs(dbias.sums.get(k) - sums[size_t(k)]) <= tolerance,
                  "%s dbias, type %d, column %lld: %g, not %g", Rule::kName, int(dtype), k, dbias.sums.get(k),
                  sums[size_t(k)]);
   }
@@ -127,13 +127,13 @@ void gated(Tally& tally, int rule, DType dtype, const Case& c) {
     const double u = x.get(at + c.width) + (c.bias ? bias.get(c.width + i % c.width) : 0);
     const bool kept = is_kept(i, c.threshold);
     const double exact = kept ? Rule::fwd(g) * u * scale : 0, d = kept ? dy.get(i) * scale : 0;
-    const double bound = 1 + std::fabs(u);
-    tally.expect(std::fabs(y.get(i) - exact) <= 16 * epsilon(dtype) * bound * (1 + std::fabs(exact)),
+    const double bound = 1 + std::abs(u);
+    tally.expect(std::abs(y.get(i) - exact) <= 16 * epsilon(dtype) * bound * (1 + std::abs(exact)),
                  "gated %s forward, type %d, element %lld: %g, not %g", Rule::kName, int(dtype), i, y.get(i), exact);
     const double d_gate = d * u * Rule::grad(g), d_up = d * Rule::fwd(g);
-    tally.expect(std::fabs(dx.get(at) - d_gate) <= 16 * epsilon(dtype) * bound * (1 + std::fabs(d) + std::fabs(d_gate)),
+    tally.expect(std::abs(dx.get(at) - d_gate) <= 16 * epsilon(dtype) * bound * (1 + std::abs(d) + std::abs(d_gate)),
                  "gated %s d_gate, type %d, element %lld: %g, not %g", Rule::kName, int(dtype), i, dx.get(at), d_gate);
-    tally.expect(std::fabs(dx.get(at + c.width) - d_up) <= 16 * epsilon(dtype) * (1 + std::fabs(d) + std::fabs(d_up)),
+    tally.expect(std::abs(dx.get(at + c.width) - d_up) <= 16 * epsilon(dtype) * (1 + std::abs(d) + std::abs(d_up)),
                  "gated %s d_up, type %d, element %lld: %g, not %g", Rule::kName, int(dtype), i, dx.get(at + c.width),
                  d_up);
   }

@@ -113,7 +113,7 @@ struct Tally {
   }
   // Near enough to tell a wrong element from a right one; how accurate kernels are is measured elsewhere.
   bool near(double got, double exact, DType dtype) {
-    return std::fabs(got - exact) <= 16 * epsilon(dtype) * (1 + std::fabs(exact)) || got == exact;
+    return std::abs(got - exact) <= 16 * epsilon(dtype) * (1 + std::abs(exact)) || got == exact;
   }
 };
 

@@ -30,14 +30,14 @@ double norm_of(const Buffer* first, const Buffer* last, double p) {
   double sum = 0;
   for (const Buffer* x = first; x < last; ++x) {
     for (int64_t i = 0; i < x->numel(); ++i) {
-      const double magnitude = std::fabs(x->get(i));
+      const double magnitude = std::abs(x->get(i));
       sum = std::isinf(p) ? std::fmax(sum, magnitude) : sum + std::pow(magnitude, p);
     }
   }
   return std::isinf(p) ? sum : std::pow(sum, 1 / p);
 }
 
-bool is_near(double norm, double exact) { return std::fabs(norm - exact) <= 1e-12 * (exact + 1e-300); }
+bool is_near(double norm, double exact) { return std::abs(norm - exact) <= 1e-12 * (exact + 1e-300); }
 
 void each(Tally& tally, const std::vector<Buffer>& buffers, const DeviceTable<DeviceRun>& table, NormArgs args) {
   const int64_t count = int64_t(buffers.size());

@@ -21,7 +21,7 @@ inline __nv_bfloat16 __double2bfloat16(double x) {
   float near = float(x);
   if (x == x && double(near) != x) {
     unsigned bits = __float_as_uint(near);
-    if (std::fabs(double(near)) > std::fabs(x)) bits -= 1;
+    if (std::abs(double(near)) > std::abs(x)) bits -= 1;
     near = __uint_as_float(bits | 1u);
   }
   return __float2bfloat16_rn(near);

@@ -1,0 +1,61 @@
+// Memory of CUDA devices: torch's, and what is said when it has none.
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include "args/args.h"
+#include "bind/cuda_device.h"
+
+namespace ft {
+namespace {
+
+// What the last exception was that torch did not let through its C functions. Torch 2.11 does not keep it.
+std::string what_torch_says() {
+  using Ask = const char* (*)();
+  static const Ask ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  const char* const text = ask != nullptr ? ask() : nullptr;
+  return text != nullptr ? text : "";
+}
+
+int64_t size_of_dtype(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_uint8()) return 1;
+  if (dtype == aoti_torch_dtype_float64() || dtype == aoti_torch_dtype_int64()) return 8;
+  return dtype == aoti_torch_dtype_float32() ? 4 : 2;
+}
+
+Tensor empty_on(int32_t device, const std::vector<int64_t>& shape, int32_t dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  if (allocate(shape, strides, dtype, device, &handle) != AOTI_TORCH_SUCCESS) {
+    failed_to_allocate(stride * size_of_dtype(dtype), device);
+  }
+  return Tensor(handle);
+}
+
+}  // namespace
+
+Tensor empty(const std::vector<int64_t>& shape, int32_t dtype, const Tensor& like) {
+  return empty_on(like.get_device_index(), shape, dtype);
+}
+
+Tensor empty_bytes(int64_t bytes, int32_t device) { return empty_on(device, {bytes}, aoti_torch_dtype_uint8()); }
+
+// In the words of torch's own error, which programs look for that then try a smaller batch, and from which Python makes
+// an error of that class.
+void failed_to_allocate(int64_t bytes, int32_t device) {
+  const std::string text = what_torch_says();
+  const std::string wanted = std::to_string(bytes) + " bytes on device " + std::to_string(device) + " for fusedtrain";
+  if (text.empty()) {
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "empty");  // not memory, but a device that an earlier kernel has broken
+  } else if (text.find("memory") == std::string::npos) {
+    throw std::runtime_error("fusedtrain: no tensor of " + wanted + ": " + text);
+  }
+  throw std::runtime_error("CUDA out of memory. Tried to allocate " + wanted + (text.empty() ? "." : ". " + text));
+}
+
+}  // namespace ft
