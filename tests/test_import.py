@@ -156,14 +156,14 @@ def copy(tmp_path: Path) -> Path:
 def test_a_library_that_does_not_load_is_skipped_with_the_reason(copy: Path, contents: bytes) -> None:
     (copy / "_C.so").write_bytes(contents)
     (copy / "_plan.so").write_bytes(contents)
-    output = run("import fusedtrain as ft; print(ft.backends()['cpu'])" + STEP, package=copy)
+    report = "\nfrom fusedtrain.__main__ import main; main(['env'])"
+    output = run("import fusedtrain as ft; print(ft.backends()['cpu'])" + STEP + report, package=copy)
     why = "(file too short|invalid ELF header|ELF file version)"
     reason = rf"_C\.so.*{why}"
     assert re.search(reason, output)
     assert re.search(rf"UserWarning: .*reference.*{reason}", output), "the fallback names its reason"
-    report = run("import sys; from fusedtrain.__main__ import main; main(['env'])", package=copy)
-    assert re.search(rf"_C .*{reason}", report)
-    assert re.search(rf"_plan .*does not import: .*{why}", report)
+    assert re.search(rf"_C .*{reason}", output)
+    assert re.search(rf"_plan .*does not import: .*{why}", output)
 
 
 def test_F3_a_library_of_another_torch_is_one_warning_with_both_versions(copy: Path) -> None:

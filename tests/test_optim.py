@@ -25,7 +25,7 @@ from fusedtrain.testing import assert_as_accurate, with_layout
 def test_clip_and_step_as_torch(
     cls: type, dtype: torch.dtype, max_norm: float | None, backend: str, device: torch.device
 ) -> None:
-    steps = 5
+    steps = 2 if backend == "triton" and device.type == "cpu" else 5  # interpreted, a step takes long
     lr = 0.01 if cls is not ft.optim.Lion else 2**-7  # representable: a sign step is then exact in every dtype
     ours = [Parameter(p.detach().to(device)) for p in parameters((33, 7), (64,), dtype=dtype)]
     same, exact = clones(ours), clones(ours, torch.float64)

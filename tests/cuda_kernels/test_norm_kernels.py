@@ -97,7 +97,7 @@ def test_C21_the_norms_of_single_tensors_are_the_same_for_any_blocks(
     xs = [(torch.randn(n) * 3).to(dtype) for n in (5 * CHUNK + 3, 1, 0, 2 * CHUNK, 500, *[50] * 30)]
     alone = torch.stack([ops.global_norm([x], p)[0] for x in xs])
     shifted = [with_layout(x, "offset") for x in xs]
-    for n in (1, 2, 3, 5, 40):
+    for n in (1, 3, 40):
         resident(n)
         for list_ in (xs, shifted):
             before = cuda_emulation.emulator().emu_launches()
