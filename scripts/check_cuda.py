@@ -82,18 +82,20 @@ def closing(name: str) -> int:
     return len(name)
 
 
-def content_key(source: Path, architecture: str, release: str, disassembler: str | None) -> str:
+def content_key(source: Path, architecture: str, release: str, disassembler: str | None, with_host: bool) -> str:
     """Names what compiling gives: it depends on nothing else."""
     used = [source, ROOT / "setup_cuda.py", *(ROOT / "scripts").glob("*.py")]
     used += sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh"))
-    digest = hashlib.sha256(repr((architecture, release, disassembler is not None)).encode())
+    digest = hashlib.sha256(repr((architecture, release, disassembler is not None, with_host)).encode())
     for path in used:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:32]
 
 
-def compile_for(toolkit: setup_cuda.Toolkit, disassembler: str | None, source: Path, architecture: str) -> Compiled:
-    kept = KEPT / f"{content_key(source, architecture, toolkit.version, disassembler)}.json"
+def compile_for(
+    toolkit: setup_cuda.Toolkit, disassembler: str | None, source: Path, architecture: str, with_host: bool
+) -> Compiled:
+    kept = KEPT / f"{content_key(source, architecture, toolkit.version, disassembler, with_host)}.json"
     if kept.exists():
         return Compiled(**json.loads(kept.read_text(encoding="utf-8")))
     found = Compiled(source.name, architecture)
@@ -102,7 +104,10 @@ def compile_for(toolkit: setup_cuda.Toolkit, disassembler: str | None, source: P
         command = [toolkit.nvcc, *setup_cuda.TORCH_NVCC_FLAGS, *setup_cuda.NVCC_FLAGS, *CHECK_FLAGS]
         target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         done = subprocess.run(
-            [*command, target, "-c", str(source), "-o", compiled], capture_output=True, text=True, check=False
+            [*command, target, "-c" if with_host else "-cubin", str(source), "-o", compiled],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         output = done.stdout + done.stderr
         if done.returncode:
@@ -162,7 +167,8 @@ def compile_all(toolkit: setup_cuda.Toolkit, disassembler: str | None, architect
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         jobs = [
-            pool.submit(compile_for, toolkit, disassembler, source, architecture)
+            # What is for the host is the same for all architectures, and half of the work.
+            pool.submit(compile_for, toolkit, disassembler, source, architecture, architecture == architectures[0])
             for architecture in architectures
             for source in sources
         ]
