@@ -19,6 +19,9 @@ from fusedtrain.gpu_check import cli, machine, runner, slices
 from fusedtrain.gpu_check.machine import Machine
 from fusedtrain.gpu_check.step import Done, Found, Step
 
+if not (runner.ROOT / "tests/gpu").exists():
+    pytest.skip("gpu_check is for a clone of the sources, and this package is installed", allow_module_level=True)
+
 TOOLS: dict[str, str | None] = {"nvcc": "/bin/nvcc", "compute-sanitizer": "/bin/compute-sanitizer"}
 GPU = Machine(({"name": "Played", "capability": "9.0", "memory_bytes": 2**36},), "580", 4, TOOLS)
 JUNIT = """<testsuites><testsuite>
@@ -302,3 +305,11 @@ def test_a_command_that_does_not_exist_is_a_failed_step(tmp_path: Path) -> None:
     done = runner.run(("/nowhere/to/be/found",), {}, 5.0, tmp_path / "log")
     assert done.status == 127
     assert "/nowhere/to/be/found" in done.output
+
+
+def test_without_the_sources_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"torch": "2.13.0", "cuda": "13.0", "gpus": [{"name": "Played"}], "path": None}
+    monkeypatch.setattr(machine, "_ask", lambda *command: (seen, ""))
+    assert machine.look().cannot is None
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert "run it in a clone of the sources" in str(machine.look().cannot)

@@ -109,6 +109,8 @@ def look() -> Machine:
     elif not found["gpus"]:
         seen = f"the driver is {driver}" if driver else "nvidia-smi finds no driver"
         cannot = f"torch {found['torch']} for CUDA {found['cuda']} sees no GPU ({seen})"
+    elif not (ROOT / "tests/gpu").is_dir():
+        cannot = f"there are no tests beside the package, in {ROOT}: run it in a clone of the sources"
     return Machine(tuple(found["gpus"]), driver, cpus, tools, missing, cannot)
 
 

@@ -354,7 +354,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 clip_coef.copy_(clip_coefficient(grad_norm, settings.max_norm if settings.max_norm >= 0 else torch.inf))
         batches = todo.batches.values()
         backends = [dispatch.resolve(self._call, b.device, b.dtypes, b.rule, self.backend) for b in batches]
-        self._skipped = launch.follow(self._skipped, batches)
+        if not torch.compiler.is_compiling():
+            self._skipped = launch.follow(self._skipped, batches)
         outputs = (grad_norm, clip_coef, self._skipped)
         for batch, backend in zip(batches, backends, strict=True):
             launch.run(backend.optim_step_, batch, settings, norm, nonfinite, scale, found_inf, outputs)
