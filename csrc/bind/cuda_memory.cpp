@@ -49,10 +49,9 @@ Tensor empty_bytes(int64_t bytes, int32_t device) { return empty_on(device, {byt
 void failed_to_allocate(int64_t bytes, int32_t device) {
   const std::string text = what_torch_says();
   const std::string wanted = std::to_string(bytes) + " bytes on device " + std::to_string(device) + " for fusedtrain";
-  if (text.empty()) {
-    size_t free = 0, total = 0;
-    check(cudaMemGetInfo(&free, &total), "empty");  // not memory, but a device that an earlier kernel has broken
-  } else if (text.find("memory") == std::string::npos) {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "empty");  // not memory, but a device that an earlier kernel has broken
+  if (!text.empty() && text.find("memory") == std::string::npos) {
     throw std::runtime_error("fusedtrain: no tensor of " + wanted + ": " + text);
   }
   throw std::runtime_error("CUDA out of memory. Tried to allocate " + wanted + (text.empty() ? "." : ". " + text));

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from fusedtrain.backends import Backend, libraries
 from fusedtrain.backends.step_tables import Parts, TableMaker, parts, same_sources
 
 
-def _typed(error: RuntimeError) -> RuntimeError:
+def _raise_typed(error: RuntimeError) -> NoReturn:
     """A library says by the text alone that memory has run out: exceptions of torch's classes are none of the stable
     ABI."""
-    text = str(error)
-    ran_out = "CUDA out of memory" in text and not isinstance(error, torch.OutOfMemoryError)
-    return torch.OutOfMemoryError(text) if ran_out else error
+    if "CUDA out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+        raise torch.OutOfMemoryError(str(error)) from None
+    raise error
 
 
 def telling(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ def telling(op: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return op(*args)
         except RuntimeError as error:
-            raise _typed(error) from None
+            _raise_typed(error)
 
     return call
 
@@ -42,7 +42,7 @@ def telling(op: Callable[..., Any]) -> Callable[..., Any]:
 def on_gpu(device: torch.device) -> str | None:
     """Why the library of ``"cuda"`` does not run on this GPU, or None. Asked only for tensors that are there, or would
     be: it starts CUDA."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():  # of a fake tensor, say
         return None
     return libraries.lacks_code(libraries.architectures(), torch.cuda.get_device_capability(device))
 
@@ -76,7 +76,7 @@ class StepLauncher(TableMaker):
         try:
             return table.step(self._rules[rule], *scalars)  # type: ignore[no-any-return]
         except RuntimeError as error:
-            raise _typed(error) from None
+            _raise_typed(error)
 
 
 def step_launcher(name: str, library: ctypes.CDLL, device_type: str) -> StepLauncher | None:

@@ -25,7 +25,7 @@ def follow(counter: Tensor | None, batches: Iterable[Batch]) -> Tensor | None:
     """The counter where parameters are: a model may have moved since its optimizer was made, and a counter that stayed
     behind would be waited for at every step."""
     devices = [batch.device for batch in batches]
-    if counter is None or not devices or counter.device in devices:
+    if counter is None or not devices or counter.device.type in {device.type for device in devices}:
         return counter
     return counter.to(devices[0])
 
