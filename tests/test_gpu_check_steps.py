@@ -166,4 +166,4 @@ def test_what_is_not_installed_is_said(tmp_path: Path, capsys, monkeypatch: pyte
     lacking = Machine(GPU.gpus, "580", 4, GPU.tools, missing=("expecttest",))
     assert check(tmp_path, "--only", "tests", run=Played(), where=lacking) == 0
     assert "Not installed, though tests need it: expecttest." in capsys.readouterr().out
-    assert json.loads((tmp_path / "tests.json").read_text())["setting"]["missing"] == ["expecttest"]
+    assert json.loads((tmp_path / "tests.json").read_text())["setting"]["missing_modules"] == ["expecttest"]

@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
     try:
         for name in options.only:
             setting = setting or machines.setting(command)
-            fixed = {"driver": here.driver, "gpus": list(here.gpus), "missing": list(here.missing), "sources": sources}
+            fixed: dict[str, Any] = {"driver": here.driver, "gpus": list(here.gpus), "sources": sources}
+            fixed["missing_modules"] = list(here.missing)
             record = Record(options.out, name, {**setting, **fixed}, options.resume)
             results[name] = record.steps
             run_slice(record, [step for step in SLICES[name](here) if options.steps in step.name], here, run, ends)

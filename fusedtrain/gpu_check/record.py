@@ -23,10 +23,12 @@ class Record:
         self.save()
 
     def _passed_before(self) -> dict[str, dict[str, Any]]:
-        """Entries of an earlier run that need no repetition: steps that passed, of these very sources, on such GPUs."""
+        """Entries of an earlier run that need no repetition: steps that passed, of these very sources, on such GPUs,
+        with this driver and the same modules."""
         try:
             before = json.loads(self.path.read_text("utf-8"))
-            same = all(before["setting"][key] == self.setting[key] for key in ("sources", "gpus"))
+            depends = ("sources", "gpus", "driver", "missing_modules")
+            same = all(before["setting"][key] == self.setting[key] for key in depends)
             kept = {step["name"]: step for step in before["steps"] if step["status"] == PASSED}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
