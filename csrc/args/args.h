@@ -48,7 +48,7 @@ DType check_tensor(const char* op, const char* name, const Tensor& x);
 void check_same_device(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like);
 void check_same_shape(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like);
 
-// False if its storage was freed, as by resize_(0): then what torch calls its memory is null and its offset.
+// False if its storage was freed, as by resize_(0): then what torch calls its memory is null plus its offset.
 bool has_memory(const Tensor& x);
 // Throws then.
 void check_memory(const char* op, const char* name, const Tensor& x);

@@ -16,12 +16,6 @@ std::string what_torch_says() {
   return text != nullptr ? text : "";
 }
 
-int64_t size_of_dtype(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_uint8()) return 1;
-  if (dtype == aoti_torch_dtype_float64() || dtype == aoti_torch_dtype_int64()) return 8;
-  return dtype == aoti_torch_dtype_float32() ? 4 : 2;
-}
-
 Tensor empty_on(int32_t device, const std::vector<int64_t>& shape, int32_t dtype) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
@@ -31,7 +25,7 @@ Tensor empty_on(int32_t device, const std::vector<int64_t>& shape, int32_t dtype
   }
   AtenTensorHandle handle = nullptr;
   if (allocate(shape, strides, dtype, device, &handle) != AOTI_TORCH_SUCCESS) {
-    failed_to_allocate(stride * size_of_dtype(dtype), device);
+    failed_to_allocate(stride * int64_t(aoti_torch_dtype_element_size(dtype)), device);
   }
   return Tensor(handle);
 }

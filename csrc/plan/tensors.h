@@ -19,7 +19,7 @@ namespace py = pybind11;
 class TensorReader {
  public:
   // tensor_type is torch.Tensor. Throws std::invalid_argument if this torch does not offer the functions.
-  explicit TensorReader(const py::object& tensor_type) : type_(tensor_type) {
+  explicit TensorReader(const py::object& tensor_type) : type_(tensor_type), is_neg_(tensor_type.attr("is_neg")) {
     if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) {
       throw std::invalid_argument("this torch has no torch.Tensor.__dlpack_c_exchange_api__");
     }
@@ -36,7 +36,7 @@ class TensorReader {
   bool is_plain(PyObject* x) const { return reinterpret_cast<PyObject*>(Py_TYPE(x)) == type_.ptr(); }
 
   // Whether torch negates the elements when it reads them.
-  bool is_negated(PyObject* x) const { return type_.attr("is_neg")(py::handle(x)).cast<bool>(); }
+  bool is_negated(PyObject* x) const { return is_neg_(py::handle(x)).cast<bool>(); }
 
   // Whether a tensor of some elements has none in memory: of a storage that was freed, as by resize_(0), only the
   // tensor's offset is left of the address. Torch is asked only where an address could be one.
@@ -56,7 +56,7 @@ class TensorReader {
   }
 
  private:
-  py::object type_, capsule_;
+  py::object type_, is_neg_, capsule_;
   DLPackDLTensorFromPyObjectNoSync read_ = nullptr;
 };
 
