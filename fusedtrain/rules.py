@@ -173,8 +173,8 @@ def hardswish(x: Tensor) -> Tensor:
 
 
 def hardswish_grad(x: Tensor) -> Tensor:
-    """``0`` up to -3, ``x/3 + 1/2`` between, ``1`` from 3."""
-    return torch.where(x <= -3, torch.zeros_like(x), torch.where(x < 3, x / 3 + 0.5, 1.0))
+    """``0`` up to -3, ``(x + 3/2) / 3`` between, ``1`` from 3."""
+    return torch.where(x <= -3, torch.zeros_like(x), torch.where(x < 3, (x + 1.5) / 3, 1.0))
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -36,7 +36,11 @@ class TensorReader {
   bool is_plain(PyObject* x) const { return reinterpret_cast<PyObject*>(Py_TYPE(x)) == type_.ptr(); }
 
   // Whether torch negates the elements when it reads them.
-  bool is_negated(PyObject* x) const { return is_neg_(py::handle(x)).cast<bool>(); }
+  bool is_negated(PyObject* x) const {
+    const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), x));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_True;
+  }
 
   // Whether a tensor of some elements has none in memory: of a storage that was freed, as by resize_(0), only the
   // tensor's offset is left of the address. Torch is asked only where an address could be one.

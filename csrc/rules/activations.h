@@ -143,7 +143,7 @@ struct Hardswish {
     return x <= T(-3) ? T(0) : above;
   }
   template <class T> static FT_HD T grad(T x) {
-    const T middle = x / T(3) + T(0.5);
+    const T middle = (x + T(1.5)) / T(3);  // exact where it is zero, also if the division is a product
     const T above = x < T(3) ? middle : T(1);
     return x <= T(-3) ? T(0) : above;
   }

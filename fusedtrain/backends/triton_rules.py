@@ -180,7 +180,7 @@ def hardswish(x, COARSE: tl.constexpr):
 
 @triton.jit
 def hardswish_grad(x, COARSE: tl.constexpr):
-    middle = x * (1 / 3) + 0.5
+    middle = (x + 1.5) * (1 / 3)
     return tl.where(x <= -3, 0.0, tl.where(x < 3, middle, 1.0))
 
 

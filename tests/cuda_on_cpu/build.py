@@ -37,7 +37,8 @@ def _has_fma() -> bool:
         return False
 
 
-FLAGS += ["-mfma"] if _has_fma() else []  # as a GPU: without, sums of products are rounded once more
+# As a GPU: else sums of products are rounded once more. The second is what the first takes to have any effect at -O1.
+FLAGS += ["-mfma", "-fexpensive-optimizations"] if _has_fma() else []
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 SANITIZERS = {
     "none": [],
