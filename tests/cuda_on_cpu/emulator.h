@@ -36,6 +36,9 @@ uintptr_t current_stream();
 // Whether this launch, or this allocation of a tensor, is to fail.
 bool launch_fails();
 bool allocation_fails();
+// Why allocations that fail do.
+enum Reason { kNoMemory, kAnother, kNotTold };
+Reason reason_of_failure();
 
 // How many blocks are resident at once on the device that is emulated.
 int64_t resident_blocks();
@@ -55,6 +58,8 @@ void emu_set_current_stream(int64_t stream);
 void emu_fail_launch_after(int64_t launches);
 // The same of tensors that the library allocates.
 void emu_fail_allocation_after(int64_t allocations);
+// Why: 0, as at first, for want of memory, 1 for another reason, 2 with no word, as with torch 2.11.
+void emu_set_reason_of_failure(int reason);
 // Whether events are yet to happen. How often any has been asked, and how many pieces of pinned memory there are.
 void emu_set_events_pending(int pending);
 int64_t emu_event_queries();

@@ -17,6 +17,7 @@ std::atomic<bool> capturing{false};
 std::atomic<bool> events_pending{false};
 std::atomic<int64_t> copies{0}, copied{0}, stream{0}, launches_until_failure{-1}, allocations_until_failure{-1};
 std::atomic<int64_t> queries{0}, pinned{0};
+std::atomic<int> reason{0};
 std::atomic<void (*)()> between{nullptr};
 std::mutex graph_lock;
 std::vector<EmuUserObject*> owned_by_graph;
@@ -115,6 +116,8 @@ bool allocation_fails() {
   return allocations_until_failure.fetch_sub(1) == 0;
 }
 
+Reason reason_of_failure() { return Reason(reason.load()); }
+
 }  // namespace emu
 
 int64_t emu_copies() { return copies.load(); }
@@ -122,6 +125,7 @@ int64_t emu_copied_bytes() { return copied.load(); }
 void emu_set_current_stream(int64_t to) { stream.store(to); }
 void emu_fail_launch_after(int64_t launches) { launches_until_failure.store(launches); }
 void emu_fail_allocation_after(int64_t allocations) { allocations_until_failure.store(allocations); }
+void emu_set_reason_of_failure(int to) { reason.store(to); }
 void emu_set_events_pending(int pending) { events_pending.store(pending != 0); }
 int64_t emu_event_queries() { return queries.load(); }
 int64_t emu_pinned() { return pinned.load(); }
