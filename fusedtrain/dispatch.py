@@ -17,7 +17,7 @@ from fusedtrain.backends import Backend
 
 ORDER = ("cuda", "triton", "cpu", "reference")
 _MODULES = {"cuda": "native", "triton": "triton_ops", "cpu": "native", "reference": "reference"}
-
+_CURRENT_GPU = torch.device("cuda")
 
 _loaded: dict[str, Backend] = {}
 
@@ -83,6 +83,9 @@ def resolve(
 def _name_of_choice(
     call: str, device: torch.device, dtypes: frozenset[torch.dtype], rule: str | None, want: str | None
 ) -> str:
+    if device == _CURRENT_GPU and torch.cuda.is_available():
+        # The choice is kept, and the current one may be another the next time.
+        device = torch.device("cuda", torch.cuda.current_device())
     by_environment = False
     if want is None:
         want = os.environ.get("FUSEDTRAIN_BACKEND") or None

@@ -64,6 +64,11 @@ class Played:
         return Done(self.status, 1.5, self.output)
 
 
+def setting(command: str, **versions: str) -> dict[str, object]:
+    """What is said of a machine, without a look at it."""
+    return {"command": command, "versions": {"torch": "2.11.0+cu130", "triton": "3.6.0", **versions}}
+
+
 def steps(folder: Path, name: str) -> dict[str, dict]:
     return {step["name"]: step for step in json.loads((folder / f"{name}.json").read_text())["steps"]}
 
@@ -75,7 +80,7 @@ def check(tmp_path: Path, *arguments: str, run: Played, where: Machine = GPU) ->
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking what the machine is takes a process; every test but one has no need to know."""
-    monkeypatch.setattr(machine, "setting", lambda command: {"command": command, "commit": "c0ffee"})
+    monkeypatch.setattr(machine, "setting", setting)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -231,6 +236,28 @@ def test_resume_repeats_nothing_that_passed_of_these_sources(tmp_path: Path, mon
     anew = Played()
     assert check(tmp_path, "--only", "tests", "--resume", run=anew) == 0
     assert len(anew.calls) == len(slices.tests(GPU))
+
+
+@pytest.mark.parametrize(
+    ("version", "driver", "missing", "repeated"),
+    [
+        ({}, "580", (), False),
+        ({"torch": "2.13.0+cu130"}, "580", (), True),
+        ({"triton": "3.7.0"}, "580", (), True),
+        ({}, "590", (), True),
+        ({}, "580", ("scipy",), True),
+    ],
+    ids=["nothing", "torch", "triton", "driver", "modules"],
+)
+def test_resume_repeats_what_passed_with_something_else(
+    tmp_path: Path, monkeypatch, version: dict[str, str], driver: str, missing: tuple[str, ...], repeated: bool
+) -> None:
+    check(tmp_path, "--only", "tests", run=Played())
+    monkeypatch.setattr(machine, "setting", lambda command: setting(command, **version))
+    again = Played()
+    where = Machine(GPU.gpus, driver, 4, TOOLS, missing)
+    check(tmp_path, "--only", "tests", "--resume", run=again, where=where)
+    assert len(again.calls) == (len(slices.tests(GPU)) if repeated else 0)
 
 
 def test_a_broken_record_is_no_reason_to_stop(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_gpu_check import GPU, Played, check, steps
+from test_gpu_check import GPU, Played, check, setting, steps
 
 from fusedtrain.gpu_check import cli, machine, runner, slices
 from fusedtrain.gpu_check.step import Done, Step
@@ -22,7 +22,7 @@ from fusedtrain.gpu_check.step import Done, Step
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How often a process was asked for the setting, which takes seconds."""
     commands: list[str] = []
-    monkeypatch.setattr(machine, "setting", lambda command: (commands.append(command), {"command": command})[1])
+    monkeypatch.setattr(machine, "setting", lambda command: (commands.append(command), setting(command))[1])
     return commands
 
 

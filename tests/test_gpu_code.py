@@ -70,29 +70,40 @@ def test_what_the_build_has_recorded(
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One that the library has code for and one that it has not. There are no tensors on them."""
-    capabilities = {0: (9, 0), 1: (7, 5)}
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return {0: (9, 0), 1: (7, 5)}[index]
+
     monkeypatch.setattr(libraries, "architectures", lambda: (80, 90))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[torch.device(device).index])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     rest = {"dtypes": FLOAT, "rules": frozenset({"relu"})}
     cuda = Backend("cuda", None, device_types=frozenset({"cuda"}), on_device=native.on_gpu, **rest)
     triton = Backend("triton", None, device_types=frozenset({"cuda"}), **rest)
     before = {name: dispatch.load(name) for name in dispatch.ORDER}
     dispatch._loaded.update(cuda=cuda, triton=triton)
-    caches = (native.on_gpu.cache_clear, dispatch._choose.cache_clear)
-    for clear in caches:
-        clear()
+    dispatch._choose.cache_clear()
     yield
     dispatch._loaded.update(before)
-    for clear in caches:
-        clear()
+    dispatch._choose.cache_clear()
 
 
 def test_each_gpu_gets_a_backend_that_runs_there(two_gpus: None) -> None:
     for index, name in ((0, "cuda"), (1, "triton")):
         assert dispatch.resolve("test", torch.device("cuda", index), FLOAT, "relu").name == name
+
+
+def test_a_device_without_an_index_is_the_current_one(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever that is when it is asked for."""
+    cuda = torch.device("cuda")
+    for index, name in ((0, "cuda"), (1, "triton"), (0, "cuda")):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda index=index: index)
+        assert dispatch.resolve("test", cuda, FLOAT, "relu").name == name
+        assert (dispatch.load("cuda").refusal(cuda, FLOAT, "relu") is None) == (name == "cuda")
 
 
 def test_who_asks_for_it_by_name_is_told(two_gpus: None) -> None:
@@ -105,7 +116,6 @@ def test_what_is_reported(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> No
         "available: not on cuda:1: _C_cuda.so has no code for this GPU, sm_75"
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    native.on_gpu.cache_clear()
     reason = dispatch.available()["cuda"]
     assert reason.startswith("_C_cuda.so has no code for this GPU, sm_75")
     monkeypatch.setattr(env, "backend_states", dispatch.available)

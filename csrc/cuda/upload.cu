@@ -1,6 +1,9 @@
 #include "cuda/upload.h"
 
+#include <algorithm>
+#include <array>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace ft {
@@ -11,6 +14,7 @@ struct PinnedBuffer {
   int device = 0;  // of the event
   cudaEvent_t event = nullptr;
   bool copying = false;  // until the event has happened
+  uint64_t given = 0;    // as which of all that were given back
 };
 
 namespace {
@@ -35,24 +39,28 @@ class Pool {
     int device = 0;
     if (const cudaError_t error = cudaGetDevice(&device)) return error;
     const RelaxedCapture relaxed;
-    for (int asked = 0; asked < kAsked; ++asked) {
+    std::array<PinnedBuffer*, kAsked> busy;
+    int asked = 0;
+    cudaError_t state = cudaErrorNotReady;
+    while (state == cudaErrorNotReady && asked < kAsked) {
       PinnedBuffer* const buffer = first(bytes, device);
       if (buffer == nullptr) break;
-      const cudaError_t state = state_of(*buffer);
+      state = state_of(*buffer);
       if (state == cudaSuccess) {
         *to = buffer;
-        return cudaSuccess;
+      } else {
+        busy[size_t(asked++)] = buffer;
       }
-      give(buffer);  // behind the others: the next to come asks those
-      if (state != cudaErrorNotReady) return state;
     }
-    return make(bytes, device, to);
+    if (asked > 0) put_back(busy.data(), asked);
+    return state == cudaErrorNotReady ? make(bytes, device, to) : state;
   }
 
   // Also called when a graph is destroyed, by a thread of CUDA that may not call it, and should not wait: the lock is
   // never held while CUDA is asked anything.
   void give(PinnedBuffer* buffer) {
     const std::lock_guard<std::mutex> guard(lock_);
+    buffer->given = given_++;
     idle_.push_back(buffer);
   }
 
@@ -71,6 +79,15 @@ class Pool {
       return buffer;
     }
     return nullptr;
+  }
+
+  // Where they were before they were taken out to be asked about.
+  void put_back(PinnedBuffer* const* buffers, int count) {
+    const auto earlier = [](const PinnedBuffer* a, const PinnedBuffer* b) { return a->given < b->given; };
+    const std::lock_guard<std::mutex> guard(lock_);
+    for (int i = 0; i < count; ++i) {
+      idle_.insert(std::upper_bound(idle_.begin(), idle_.end(), buffers[i], earlier), buffers[i]);
+    }
   }
 
   static cudaError_t state_of(PinnedBuffer& buffer) {
@@ -97,7 +114,8 @@ class Pool {
   }
 
   std::mutex lock_;
-  std::vector<PinnedBuffer*> idle_;
+  std::vector<PinnedBuffer*> idle_;  // by when they were given back: what has been idle for longest is free first
+  uint64_t given_ = 0;
 };
 
 Pool& pool() {
@@ -126,15 +144,22 @@ cudaError_t Upload::send(void* to, size_t bytes) {
   if (const cudaError_t error = cudaMemcpyAsync(to, buffer_->memory, bytes, cudaMemcpyHostToDevice, stream_)) {
     return error;
   }
-  if (!capturing_) {
-    buffer_->copying = true;
-    return cudaEventRecord(buffer_->event, stream_);
-  }
+  // From here on it is read, now or at every replay. Should CUDA not promise to tell when that is over, it stays with
+  // nobody: to lose it is better than to overwrite what is still read.
+  PinnedBuffer* const buffer = std::exchange(buffer_, nullptr);
+  if (capturing_) return give_to_graph(buffer);
+  if (const cudaError_t error = cudaEventRecord(buffer->event, stream_)) return error;
+  buffer->copying = true;
+  pool().give(buffer);
+  return cudaSuccess;
+}
+
+// Which gives it back when it is destroyed.
+cudaError_t Upload::give_to_graph(PinnedBuffer* buffer) {
   cudaUserObject_t owner = nullptr;
-  if (const cudaError_t error = cudaUserObjectCreate(&owner, buffer_, give_back, 1, cudaUserObjectNoDestructorSync)) {
+  if (const cudaError_t error = cudaUserObjectCreate(&owner, buffer, give_back, 1, cudaUserObjectNoDestructorSync)) {
     return error;
   }
-  buffer_ = nullptr;  // the graph gives it back
   return cudaGraphRetainUserObject(graph_, owner, 1, cudaGraphUserObjectMove);
 }
 

@@ -24,6 +24,8 @@ class Upload {
   cudaError_t send(void* to, size_t bytes);
 
  private:
+  cudaError_t give_to_graph(PinnedBuffer* buffer);
+
   PinnedBuffer* buffer_ = nullptr;
   cudaStream_t stream_;
   cudaGraph_t graph_ = nullptr;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -38,7 +37,6 @@ def telling(op: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@functools.cache
 def on_gpu(device: torch.device) -> str | None:
     """Why the library of ``"cuda"`` does not run on this GPU, or None. Asked only for tensors that are there, or would
     be: it starts CUDA."""

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
     if here.cannot:
         print(f"Nothing can be proven here: {here.cannot}.")
     if here.missing:
-        print(f"Not installed, though tests need it: {', '.join(here.missing)}.")
+        print(f"Not installed, though tests need it: {', '.join(here.missing)}. Without, not all can be proven.")
     sources = machines.fingerprint()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     setting: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
         print("\n".join(["", *summary.table(results), "interrupted; --resume runs what is left"]), flush=True)
         return 130
     print("\n".join(["", *summary.table(results)]))
-    return summary.status(results)
+    return summary.status(results, here.missing)
 
 
 def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, ends: float) -> None:

@@ -14,6 +14,13 @@ _TAIL = 4000
 """Characters of output that are kept of a step that did not pass."""
 
 
+def _depends(setting: dict[str, Any]) -> list[Any]:
+    """What a step depends on. KeyError if some of it is not known."""
+    versions = setting["versions"]
+    recorded = [setting[key] for key in ("sources", "gpus", "driver", "missing_modules")]
+    return [*recorded, versions["torch"], versions["triton"]]
+
+
 class Record:
     """``DIR/SLICE.json``: the setting, and an entry per step in the order in which they were run."""
 
@@ -23,12 +30,10 @@ class Record:
         self.save()
 
     def _passed_before(self) -> dict[str, dict[str, Any]]:
-        """Entries of an earlier run that need no repetition: steps that passed, of these very sources, on such GPUs,
-        with this driver and the same modules."""
+        """Entries of an earlier run that need no repetition: steps that passed, with all that they depend on."""
         try:
             before = json.loads(self.path.read_text("utf-8"))
-            depends = ("sources", "gpus", "driver", "missing_modules")
-            same = all(before["setting"][key] == self.setting[key] for key in depends)
+            same = _depends(before["setting"]) == _depends(self.setting)
             kept = {step["name"]: step for step in before["steps"] if step["status"] == PASSED}
         except (OSError, ValueError, KeyError, TypeError):
             return {}

@@ -212,6 +212,8 @@ SLICES: dict[str, Callable[[Machine], list[Step]]] = {
     "sanitizer": sanitizer,
     "bench": bench,
 }
+OF_TESTS = {"tests", "sanitizer"}
+"""Slices whose steps are runs of pytest."""
 
 
 def details(step: dict[str, Any]) -> str:

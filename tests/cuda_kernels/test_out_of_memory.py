@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,7 +27,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
             pytest.skip(backend.why_not)
         monkeypatch.setenv("FUSEDTRAIN_BACKEND", "cuda")
         yield backend
-        cuda_emulation.emulator().emu_fail_allocation_after(-1)
+        library = cuda_emulation.emulator()
+        library.emu_fail_allocation_after(-1)
+        library.emu_set_reason_of_failure(0)
+        library.emu_set_capturing(0)
 
 
 def with_grad() -> Parameter:
@@ -67,6 +71,7 @@ CALLS: dict[str, Callable[[], Callable[[], Any]]] = {
     "step": lambda: stepping(0),
     "step by a table": lambda: stepping(3),
 }
+NO_MEMORY, ANOTHER, NOT_TOLD = 0, 1, 2
 TEXT = r"CUDA out of memory. Tried to allocate \d+ bytes on device -?\d+ for fusedtrain"
 
 
@@ -120,6 +125,38 @@ def test_copies_and_what_torch_says(emulated: Backend) -> None:
     assert f"allocate {2**47} bytes" in str(caught.value)
     if torch.__version__ >= "2.13":
         assert f"you tried to allocate {2**47} bytes" in str(caught.value)
+
+
+def without_memory(reason: int) -> RuntimeError:
+    """What a call raises on a thread that torch has not told of any exception yet."""
+    library = cuda_emulation.emulator()
+    library.emu_set_reason_of_failure(reason)
+    library.emu_fail_allocation_after(0)
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(ft.global_norm, [torch.ones(9)]).exception(60)
+    assert isinstance(error, RuntimeError)
+    return error
+
+
+def test_a_reason_that_torch_does_not_tell_is_not_claimed(emulated: Backend) -> None:
+    """As with torch 2.11: memory is likely, and said to be no more than that; during a capture it is not even that."""
+    error = without_memory(NOT_TOLD)
+    assert isinstance(error, torch.OutOfMemoryError)
+    assert re.match(TEXT + r"\. This is likely but not known: .* \d+ of \d+ bytes are free$", str(error))
+    cuda_emulation.emulator().emu_set_capturing(1)
+    error = without_memory(NOT_TOLD)
+    assert not isinstance(error, torch.OutOfMemoryError)
+    assert re.match(r"fusedtrain: no tensor of \d+ bytes on device .* while the stream is being captured", str(error))
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="this torch does not tell the reason")
+@pytest.mark.parametrize("capturing", [0, 1])
+def test_a_reason_that_torch_tells_is_believed(emulated: Backend, capturing: int) -> None:
+    cuda_emulation.emulator().emu_set_capturing(capturing)
+    assert isinstance(without_memory(NO_MEMORY), torch.OutOfMemoryError)
+    error = without_memory(ANOTHER)
+    assert not isinstance(error, torch.OutOfMemoryError)
+    assert "negative" in str(error)
 
 
 def test_other_errors_stay_what_they_are(emulated: Backend) -> None:

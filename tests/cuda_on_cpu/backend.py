@@ -28,9 +28,15 @@ def emulator() -> ctypes.CDLL:
     functional.register_gradients(NAMESPACE)
     torch.ops.load_library(path)
     library = ctypes.CDLL(str(path))
-    for count in ("launches", "copies", "copied_bytes", "event_queries", "pinned"):
+    for count in ("launches", "copies", "copied_bytes", "event_records", "event_queries", "pinned"):
         getattr(library, f"emu_{count}").restype = ctypes.c_int64
-    for switch in ("set_resident_blocks", "set_current_stream", "fail_launch_after", "fail_allocation_after"):
+    for switch in (
+        "set_resident_blocks",
+        "set_current_stream",
+        "set_events_pending_after",
+        "fail_launch_after",
+        "fail_allocation_after",
+    ):
         getattr(library, f"emu_{switch}").argtypes = [ctypes.c_int64]
     return library
 

@@ -36,6 +36,9 @@ uintptr_t current_stream();
 // Whether this launch, or this allocation of a tensor, is to fail.
 bool launch_fails();
 bool allocation_fails();
+// Why allocations that fail do.
+enum Reason { kNoMemory, kAnother, kNotTold };
+Reason reason_of_failure();
 
 // How many blocks are resident at once on the device that is emulated.
 int64_t resident_blocks();
@@ -55,12 +58,18 @@ void emu_set_current_stream(int64_t stream);
 void emu_fail_launch_after(int64_t launches);
 // The same of tensors that the library allocates.
 void emu_fail_allocation_after(int64_t allocations);
-// Whether events are yet to happen. How often any has been asked, and how many pieces of pinned memory there are.
-void emu_set_events_pending(int pending);
+// Why: 0, as at first, for want of memory, 1 for another reason, 2 with no word, as with torch 2.11.
+void emu_set_reason_of_failure(int reason);
+// How many events have been recorded, and after how many any recorded one is yet to happen; negative, as at first, for
+// none. How often any has been asked, and how many pieces of pinned memory there are.
+int64_t emu_event_records();
+void emu_set_events_pending_after(int64_t records);
 int64_t emu_event_queries();
 int64_t emu_pinned();
 // What is called first by cudaHostAlloc and cudaEventQuery, as by another thread that comes between; null for nothing.
 void emu_set_between(void (*between)());
+// The function of CUDA's runtime that fails when it is called, of those below that ask; null for none.
+void emu_set_failing(const char* function);
 // Whether streams say that they are being captured. Objects that a graph would own are kept until emu_destroy_graph.
 void emu_set_capturing(int capturing);
 void emu_destroy_graph();

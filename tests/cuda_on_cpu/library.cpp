@@ -14,7 +14,10 @@ const char* const kHere = "on the CPU";
 AOTITorchError allocate(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int32_t dtype, int32_t,
                         AtenTensorHandle* to) {
   if (emu::allocation_fails()) {
-    const int64_t size = int64_t{1} << 60, step = 1;  // which no machine has: torch fails by itself
+    const emu::Reason reason = emu::reason_of_failure();
+    if (reason == emu::kNotTold) return AOTI_TORCH_FAILURE;
+    // Torch fails by itself: no machine has so much, and no tensor is of less than nothing.
+    const int64_t size = reason == emu::kNoMemory ? int64_t{1} << 60 : -1, step = 1;
     return aoti_torch_empty_strided(1, &size, &step, dtype, aoti_torch_device_type_cpu(), 0, to);
   }
   const AOTITorchError error = aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,

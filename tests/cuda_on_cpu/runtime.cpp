@@ -4,8 +4,12 @@
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 #include <vector>
 
+struct EmuEvent {
+  int64_t recorded = -1;  // as which of all records
+};
 struct EmuUserObject {
   void* pointer;
   cudaHostFn_t destroy;
@@ -14,15 +18,22 @@ struct EmuUserObject {
 namespace {
 
 std::atomic<bool> capturing{false};
-std::atomic<bool> events_pending{false};
 std::atomic<int64_t> copies{0}, copied{0}, stream{0}, launches_until_failure{-1}, allocations_until_failure{-1};
-std::atomic<int64_t> queries{0}, pinned{0};
+std::atomic<int64_t> queries{0}, pinned{0}, records{0}, pending_after{-1};
+std::atomic<int> reason{0};
 std::atomic<void (*)()> between{nullptr};
+std::mutex failing_lock;
+std::string failing;
 std::mutex graph_lock;
 std::vector<EmuUserObject*> owned_by_graph;
 
 void come_between() {
   if (void (*const call)() = between.load()) call();
+}
+
+bool fails(const char* function) {
+  const std::lock_guard<std::mutex> guard(failing_lock);
+  return failing == function;
 }
 
 }  // namespace
@@ -64,18 +75,24 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = static_cast<cudaEvent_t>(std::malloc(1));
+  *event = new EmuEvent;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  std::free(event);
+  delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  if (fails(__func__)) return cudaErrorInvalidValue;
+  event->recorded = records.fetch_add(1);
+  return cudaSuccess;
+}
+// One that was never recorded has happened, says CUDA.
+cudaError_t cudaEventQuery(cudaEvent_t event) {
   come_between();
   queries.fetch_add(1);
-  return events_pending.load() ? cudaErrorNotReady : cudaSuccess;
+  const int64_t after = pending_after.load();
+  return after >= 0 && event->recorded >= after ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
@@ -91,10 +108,12 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* pointer, cudaHostFn_t destroy, unsigned, unsigned) {
+  if (fails(__func__)) return cudaErrorMemoryAllocation;
   *object = new EmuUserObject{pointer, destroy};
   return cudaSuccess;
 }
 cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t object, unsigned, unsigned) {
+  if (fails(__func__)) return cudaErrorInvalidValue;
   const std::lock_guard<std::mutex> guard(graph_lock);
   owned_by_graph.push_back(object);
   return cudaSuccess;
@@ -115,6 +134,8 @@ bool allocation_fails() {
   return allocations_until_failure.fetch_sub(1) == 0;
 }
 
+Reason reason_of_failure() { return Reason(reason.load()); }
+
 }  // namespace emu
 
 int64_t emu_copies() { return copies.load(); }
@@ -122,10 +143,16 @@ int64_t emu_copied_bytes() { return copied.load(); }
 void emu_set_current_stream(int64_t to) { stream.store(to); }
 void emu_fail_launch_after(int64_t launches) { launches_until_failure.store(launches); }
 void emu_fail_allocation_after(int64_t allocations) { allocations_until_failure.store(allocations); }
-void emu_set_events_pending(int pending) { events_pending.store(pending != 0); }
+void emu_set_reason_of_failure(int to) { reason.store(to); }
+int64_t emu_event_records() { return records.load(); }
+void emu_set_events_pending_after(int64_t after) { pending_after.store(after); }
 int64_t emu_event_queries() { return queries.load(); }
 int64_t emu_pinned() { return pinned.load(); }
 void emu_set_between(void (*call)()) { between.store(call); }
+void emu_set_failing(const char* function) {
+  const std::lock_guard<std::mutex> guard(failing_lock);
+  failing = function != nullptr ? function : "";
+}
 void emu_set_capturing(int on) { capturing.store(on != 0); }
 void emu_destroy_graph() {
   const std::lock_guard<std::mutex> guard(graph_lock);
