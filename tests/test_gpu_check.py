@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ if not (runner.ROOT / "tests/gpu").exists():
 
 TOOLS: dict[str, str | None] = {"nvcc": "/bin/nvcc", "compute-sanitizer": "/bin/compute-sanitizer"}
 GPU = Machine(({"name": "Played", "capability": "9.0", "memory_bytes": 2**36},), "580", 4, TOOLS)
+ALONE = Machine(GPU.gpus, "580", 1, TOOLS)
+"""Where one step runs at a time."""
+NEVER = threading.Event()
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.gpu.test_a" name="test_good[cuda]"/>
 <testcase classname="tests.gpu.test_a" name="test_bad[cuda]"><failure message="1 != 2">trace</failure></testcase>
@@ -53,7 +57,9 @@ class Played:
         self.junit, self.bench, self.output, self.status = junit, bench, output, status
         self.calls: list[tuple[tuple[str, ...], Mapping[str, str], float]] = []
 
-    def __call__(self, command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path) -> Done:
+    def __call__(
+        self, command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path, stop: threading.Event
+    ) -> Done:
         self.calls.append((command, env, seconds))
         log.write_text("output\n")
         for part in command:
@@ -223,13 +229,14 @@ def test_every_budget_is_of_a_workload_and_of_providers_that_it_has() -> None:
 
 def test_resume_repeats_nothing_that_passed_of_these_sources(tmp_path: Path, monkeypatch) -> None:
     class Flaky(Played):
-        def __call__(self, command, env, seconds, log):
+        def __call__(self, command, *arguments):
             self.junit = JUNIT if "triton" in command else ALL_GOOD
-            return super().__call__(command, env, seconds, log)
+            return super().__call__(command, *arguments)
 
-    assert check(tmp_path, "--only", "tests", run=Flaky()) == 1
+    assert check(tmp_path, "--only", "tests", run=Flaky(), where=ALONE) == 1
     again = Played()
-    assert check(tmp_path, "--only", "tests", "--resume", run=again) == 0
+    assert check(tmp_path, "--only", "tests", "--resume", run=again, where=ALONE) == 0
+    assert list(steps(tmp_path, "tests")) == [step.name for step in slices.tests(ALONE)]
     assert len(again.calls) == sum("triton" in step.command for step in slices.tests(GPU)) > 1
     assert all("triton" in command for command, _, _ in again.calls)
     monkeypatch.setattr(machine, "fingerprint", lambda: "other sources")
@@ -281,7 +288,7 @@ def test_a_step_that_leaves_anything_at_all_stops_nothing() -> None:
             self.status, self.failures = status, entry["failures"]
 
     kept = Kept()
-    cli.run_step(kept, Step("broken", ("x",), read), Played(), 1.0, Path(os.devnull))  # type: ignore[arg-type]
+    cli.run_step(kept, Step("broken", ("x",), read), Played(), 1.0, Path(os.devnull), NEVER)  # type: ignore[arg-type]
     assert kept.status == "failed"
     assert "KeyError" in str(kept.failures)
 
@@ -292,10 +299,10 @@ def test_a_step_that_leaves_anything_at_all_stops_nothing() -> None:
 def test_the_runner_keeps_output_and_status(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = "import os, sys; print(os.environ['PLAYED']); print('err', file=sys.stderr); sys.exit(3)"
-    done = runner.run((sys.executable, "-c", code), {"PLAYED": "env"}, 60, log)
+    done = runner.run((sys.executable, "-c", code), {"PLAYED": "env"}, 60, log, NEVER)
     assert (done.status, done.timed_out) == (3, False)
     assert set(done.output.split()) == {"env", "err"}
-    runner.run((sys.executable, "-c", "print('more')"), {}, 60, log)
+    runner.run((sys.executable, "-c", "print('more')"), {}, 60, log, NEVER)
     assert "env" in log.read_text() and "more" in log.read_text()
 
 
@@ -310,7 +317,7 @@ def test_the_runner_interrupts_then_kills_all_that_was_started(tmp_path: Path) -
         "    print('report', flush=True)\n"
     )
     began = time.monotonic()
-    done = runner.run((sys.executable, "-S", "-c", code), {}, 3.0, tmp_path / "log")
+    done = runner.run((sys.executable, "-S", "-c", code), {}, 3.0, tmp_path / "log", NEVER)
     assert done.timed_out
     assert time.monotonic() - began < 100
     child, said = done.output.split()[:2]
@@ -329,7 +336,7 @@ def test_the_runner_interrupts_then_kills_all_that_was_started(tmp_path: Path) -
 
 
 def test_a_command_that_does_not_exist_is_a_failed_step(tmp_path: Path) -> None:
-    done = runner.run(("/nowhere/to/be/found",), {}, 5.0, tmp_path / "log")
+    done = runner.run(("/nowhere/to/be/found",), {}, 5.0, tmp_path / "log", NEVER)
     assert done.status == 127
     assert "/nowhere/to/be/found" in done.output
 

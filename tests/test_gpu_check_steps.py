@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.mark import deselect_by_keyword, deselect_by_mark
-from test_gpu_check import GPU, Played, check
+from test_gpu_check import ALONE, GPU, Played, check
 
 from fusedtrain.bench import memory
 from fusedtrain.bench.budgets import BUDGETS
 from fusedtrain.bench.workloads import WORKLOADS
-from fusedtrain.gpu_check import machine, slices
+from fusedtrain.gpu_check import machine, schedule, slices
 from fusedtrain.gpu_check.machine import Machine
 from fusedtrain.gpu_check.runner import ROOT
 from fusedtrain.gpu_check.step import Step
 
-ALONE = Machine(GPU.gpus, "580", 1, GPU.tools)
+LARGE = Machine(({"name": "Played", "capability": "9.0", "memory_bytes": 80 * 2**30},), "580", 16, GPU.tools)
 
 
 class Selecting:
@@ -96,13 +96,35 @@ def test_races_are_looked_for_where_threads_share_memory(selecting: Selecting) -
 
 def test_a_step_of_the_gpu_is_one_file_and_one_backend() -> None:
     """An error of the device is the end of all later tests of its process."""
-    by_name = {step.name: step for step in slices.tests(GPU)}
+    by_name = {step.name: step for step in slices.tests(LARGE)}
     for path in (ROOT / "tests/gpu").glob("test_*.py"):
         for backend in slices.BACKENDS:
             step = by_name[f"gpu {path.stem.removeprefix('test_')}, {backend}"]
             assert f"tests/gpu/{path.name}" in step.command and backend in step.command and "-v" in step.command
             parallel = backend == "triton" and path.name != "test_huge.py"  # it waits for its compiler
             assert ("-n" in step.command) is parallel
+
+
+def test_what_is_not_timed_runs_beside_others() -> None:
+    tests, sanitizer = slices.tests(LARGE), slices.sanitizer(LARGE)
+    assert all(step.workers and step.env["OMP_NUM_THREADS"] == "1" for step in (*tests, *sanitizer))
+    assert not any(step.workers for step in (*slices.build(LARGE), *slices.bench(LARGE)))
+    most = schedule.capacity(LARGE)
+    assert max(step.workers for step in tests) <= most <= 2 * LARGE.cpus
+    assert sum(step.workers for step in sanitizer) <= most
+    for step in tests:
+        assert step.workers == int(dict(zip(step.command, step.command[1:], strict=False)).get("-n", 1))
+    assert all(step.workers == 1 for step in slices.tests(ALONE))
+    assert schedule.capacity(ALONE) < 2
+
+
+def test_huge_tensors_have_the_room_that_they_need() -> None:
+    small = Machine(({**GPU.gpus[0], "memory_bytes": 24 * 2**30},), "580", 16, GPU.tools)
+    for where, workers in ((LARGE, 1), (small, 0)):
+        huge = [step for step in slices.tests(where) if "huge" in step.name]
+        assert [step.workers for step in huge] == [workers] * len(slices.BACKENDS)
+        assert {step.resource for step in huge} == {"memory of the GPU"}
+    assert schedule.capacity(small) < schedule.capacity(LARGE)
 
 
 # ---- bench

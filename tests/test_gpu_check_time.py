@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from test_gpu_check import GPU, Played, check, setting, steps
+from test_gpu_check import ALONE, GPU, NEVER, Played, check, setting, steps
 
 from fusedtrain.gpu_check import cli, machine, runner, slices
 from fusedtrain.gpu_check.step import Done, Step
@@ -34,8 +35,8 @@ class Slow(Played):
         self.now = 0.0
         monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: self.now))
 
-    def __call__(self, command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path) -> Done:
-        done = super().__call__(command, env, seconds, log)
+    def __call__(self, *arguments: Any) -> Done:
+        done = super().__call__(*arguments)
         self.now += 100.0
         return done
 
@@ -43,8 +44,9 @@ class Slow(Played):
 def test_all_slices_share_one_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which holds what the last step needs to end."""
     slow = Slow(monkeypatch)
-    assert check(tmp_path, "--only", "sanitizer,bench", "--minutes", "9", run=slow) == 2
-    assert [seconds for _, _, seconds in slow.calls] == [150, 150, 150, 150, 120, 540 - 500 - runner.GRACE]
+    assert check(tmp_path, "--only", "sanitizer,bench", "--minutes", "9", run=slow, where=ALONE) == 2
+    left = [540 - past - runner.GRACE for past in range(0, 600, 100)]
+    assert [seconds for _, _, seconds in slow.calls] == [240, 240, 240, left[3], 120, left[5]]
     assert {step["status"] for step in steps(tmp_path, "sanitizer").values()} == {"passed"}
     assert {step["status"] for step in list(steps(tmp_path, "bench").values())[2:]} == {"no time"}
 
@@ -68,33 +70,47 @@ def test_the_setting_is_asked_for_again_only_after_a_build(tmp_path: Path, asked
 
 def test_a_step_that_never_ends_is_in_the_record_and_in_the_table(tmp_path: Path, capsys) -> None:
     class Cut(Played):
-        def __call__(self, command, env, seconds, log):
+        def __call__(self, *arguments):
             if len(self.calls) == 1:
-                self.seen = list(steps(tmp_path, "tests").values())[-1]
+                self.seen = list(steps(tmp_path, "sanitizer").values())[-1]
                 raise KeyboardInterrupt
-            return super().__call__(command, env, seconds, log)
+            return super().__call__(*arguments)
 
-    cut = Cut()
-    assert check(tmp_path, "--only", "tests", run=cut) == 130
+    good = "========= ERROR SUMMARY: 0 errors"
+    cut = Cut(output=good)
+    assert check(tmp_path, "--only", "sanitizer", run=cut, where=ALONE) == 130
     assert cut.seen["status"] == "running"
-    recorded = list(steps(tmp_path, "tests").values())
+    recorded = list(steps(tmp_path, "sanitizer").values())
     assert [step["status"] for step in recorded] == ["passed", "running"]
     table = capsys.readouterr().out
-    assert "running  tests: gpu every_kernel, triton" in table
-    assert "passed   tests: gpu every_kernel, cuda" in table
-    again = Played()
-    assert check(tmp_path, "--only", "tests", "--resume", run=again) == 0
-    assert len(again.calls) == len(slices.tests(GPU)) - 1
+    assert "running  sanitizer: racecheck, cuda" in table
+    assert "passed   sanitizer: memcheck, cuda" in table
+    again = Played(output=good)
+    assert check(tmp_path, "--only", "sanitizer", "--resume", run=again) == 0
+    assert len(again.calls) == len(slices.sanitizer(GPU)) - 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_and_prints_the_table(
-    number: signal.Signals, tmp_path: Path, monkeypatch, capsys
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_signal_ends_every_step_and_prints_the_table(
+    number: signal.Signals, together: int, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """The step is of our session, so that whoever ends that ends it too, and a group of its own."""
-    code = "import os, sys, time; print(os.getpid(), os.getpgrp(), os.getsid(0), flush=True)"
-    code += f"; os.kill(os.getppid(), {int(number)}); time.sleep(600)"
-    monkeypatch.setitem(slices.SLICES, "build", lambda machine: [Step("endless", (sys.executable, "-c", code))])
+    """A step is of our session, so that whoever ends that ends it too, and a group of its own."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "print(os.getpid(), os.getpgrp(), os.getsid(0), flush=True)\n"
+        "begun = pathlib.Path(sys.argv[2])\n"
+        "(begun / sys.argv[1]).touch()\n"
+        f"while len(os.listdir(begun)) < {together}:\n"
+        "    time.sleep(0.01)\n"
+        f"if sys.argv[1] == '0': os.kill(os.getppid(), {int(number)})\n"
+        "time.sleep(600)\n"
+    )
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    commands = [(sys.executable, "-S", "-c", code, str(i), str(begun)) for i in range(together)]
+    endless = [Step(f"endless {i}", command, workers=int(together > 1)) for i, command in enumerate(commands)]
+    monkeypatch.setitem(slices.SLICES, "build", lambda machine: endless)
     monkeypatch.setattr(machine, "look", lambda: GPU)
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), "--only", "build"])
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -107,18 +123,24 @@ def test_a_signal_ends_the_step_and_prints_the_table(
             signal.signal(n, handler)
     assert ended.value.code == 130
     assert time.monotonic() - began < 60
-    assert "running  build: endless" in capsys.readouterr().out
-    pid, group, session = map(int, (tmp_path / "build.log").read_text().splitlines()[-1].split())
-    assert (pid, session) == (group, os.getsid(0))
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    table = capsys.readouterr().out
+    assert all(f"running  build: endless {i}" in table for i in range(together))
+    assert [step["status"] for step in steps(tmp_path, "build").values()] == ["running"] * together
+    lines = [line for line in (tmp_path / "build.log").read_text().splitlines() if re.fullmatch(r"\d+ \d+ \d+", line)]
+    assert len(lines) == together
+    for line in lines:
+        pid, group, session = map(int, line.split())
+        assert (pid, session) == (group, os.getsid(0))
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_process_finds_the_package_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/before")
     code = "import os, sys; print(os.environ['PYTHONPATH'])"
     for env, old in (({}, "/before"), ({"PYTHONPATH": "/of/the/step"}, "/of/the/step")):
-        done = runner.run((sys.executable, "-c", code), env, 60, tmp_path / "log")
+        done = runner.run((sys.executable, "-c", code), env, 60, tmp_path / "log", NEVER)
         assert done.output.strip() == f"{runner.ROOT}{os.pathsep}{old}"
     monkeypatch.delenv("PYTHONPATH")
-    assert runner.run((sys.executable, "-c", code), {}, 60, tmp_path / "log").output.strip() == str(runner.ROOT)
+    done = runner.run((sys.executable, "-c", code), {}, 60, tmp_path / "log", NEVER)
+    assert done.output.strip() == str(runner.ROOT)

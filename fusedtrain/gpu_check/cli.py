@@ -6,13 +6,14 @@ import argparse
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fusedtrain.gpu_check import machine as machines
-from fusedtrain.gpu_check import runner, summary
+from fusedtrain.gpu_check import runner, schedule, summary
 from fusedtrain.gpu_check.machine import Machine
 from fusedtrain.gpu_check.record import Record
 from fusedtrain.gpu_check.slices import SLICES
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "until nothing is left. Where files come back only from a folder that is emptied before each call, keep --out "
         "elsewhere and copy the records: --out /tmp/check --resume; cp /tmp/check/*.json FOLDER",
     )
-    out = "where SLICE.json and SLICE.log go; --resume reads them from here"
+    out = "where SLICE.json and SLICE.log go, and SLICE.STEP.running.log meanwhile; --resume reads from here"
     options.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
     options.add_argument("--only", type=_slices, default=list(SLICES), help=f"slices, of {','.join(SLICES)}")
     options.add_argument("--steps", default="", help="only steps whose name contains this")
@@ -87,9 +88,10 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
             setting = setting or machines.setting(command)
             fixed: dict[str, Any] = {"driver": here.driver, "gpus": list(here.gpus), "sources": sources}
             fixed["missing_modules"] = list(here.missing)
-            record = Record(options.out, name, {**setting, **fixed}, options.resume)
+            steps = SLICES[name](here)
+            record = Record(options.out, name, {**setting, **fixed}, options.resume, [step.name for step in steps])
             results[name] = record.steps
-            run_slice(record, [step for step in SLICES[name](here) if options.steps in step.name], here, run, ends)
+            run_slice(record, [step for step in steps if options.steps in step.name], here, run, ends)
             if name == "build":
                 setting = {}  # a build changes what is said of the backends
     except KeyboardInterrupt:
@@ -100,30 +102,41 @@ def main(arguments: Sequence[str] | None = None, run: Run = runner.run, machine:
 
 
 def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, ends: float) -> None:
-    """Runs the steps one after the other, whatever becomes of each, until it is ``ends`` by the monotonic clock."""
-    log = record.path.with_suffix(".log")
-    log.unlink(missing_ok=True)
+    """Runs the steps, whatever becomes of each, until it is ``ends`` by the monotonic clock."""
+    able = []
     for step in steps:
+        cannot = machine.cannot or step.cannot
         if record.has(step.name):
             continue
-        command, cannot = shlex.join(step.command), machine.cannot or step.cannot
         if cannot:
-            record.add(step.name, CANNOT, command=command, reason=cannot)
-            continue
-        left = ends - time.monotonic() - runner.GRACE
-        if left < _LEAST:
-            record.add(step.name, NO_TIME, command=command, reason="the time was over; --resume runs what is left")
-            continue
-        record.add(step.name, RUNNING, command=command, reason="cut off while it ran, or not over yet")
-        print(f"{record.name}: {step.name} ...", flush=True)
-        run_step(record, step, run, min(left, step.limit), log)
-        print(f"{record.name}: {step.name}: {record.steps[step.name]['status']}", flush=True)
+            record.add(step.name, CANNOT, command=shlex.join(step.command), reason=cannot)
+        else:
+            able.append(step)
+    schedule.run_all(able, schedule.capacity(machine), lambda step, stop: _begin(record, step, run, ends, stop))
 
 
-def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path) -> None:
+def _begin(record: Record, step: Step, run: Run, ends: float, stop: threading.Event) -> None:
+    """Runs a step if there is time for it."""
+    command, left = shlex.join(step.command), ends - time.monotonic() - runner.GRACE
+    if left < _LEAST:
+        record.add(step.name, NO_TIME, command=command, reason="the time was over; --resume runs what is left")
+        return
+    record.add(step.name, RUNNING, command=command, reason="cut off while it ran, or not over yet")
+    _say(f"{record.name}: {step.name} ...")
+    with record.log(step.name) as log:
+        status = run_step(record, step, run, min(left, step.limit), log, stop)
+    _say(f"{record.name}: {step.name}: {status}")
+
+
+def _say(line: str) -> None:
+    print(f"{line}\n", end="", flush=True)  # in one piece, as others may be saying something
+
+
+def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path, stop: threading.Event) -> str:
+    """Returns what became of it, as it is recorded."""
     with tempfile.TemporaryDirectory() as scratch:
         command = tuple(part.replace("{scratch}", scratch) for part in step.command)
-        done = run(command, step.env, seconds, log)
+        done = run(command, step.env, seconds, log, stop)
         try:
             found = step.read(done, Path(scratch))
         except Exception as error:  # what a step left may be anything; the others still have their turn
@@ -131,9 +144,10 @@ def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path) ->
     failures = list(found.failures)
     if done.timed_out:
         failures.append(f"not done after {done.seconds:.0f} s")
+    status = CANNOT if found.cannot else FAILED if failures else PASSED
     record.add(
         step.name,
-        CANNOT if found.cannot else FAILED if failures else PASSED,
+        status,
         command=shlex.join(step.command),
         env=dict(step.env),
         seconds=done.seconds,
@@ -143,3 +157,4 @@ def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path) ->
         **({"failures": failures} if failures else {}),
         **({"reason": found.cannot} if found.cannot else {}),
     )
+    return status

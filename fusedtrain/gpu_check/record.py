@@ -3,7 +3,12 @@ knew, and the next can go on from there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from fusedtrain.gpu_check.step import PASSED
 
 _TAIL = 4000
 """Characters of output that are kept of a step that did not pass."""
+_RUNNING = ".running.log"
 
 
 def _depends(setting: dict[str, Any]) -> list[Any]:
@@ -22,10 +28,16 @@ def _depends(setting: dict[str, Any]) -> list[Any]:
 
 
 class Record:
-    """``DIR/SLICE.json``: the setting, and an entry per step in the order in which they were run."""
+    """``DIR/SLICE.json``: the setting, and an entry per step, in the order of the slice; and ``DIR/SLICE.log``: what
+    each step printed, one after the other. Threads that run steps share it."""
 
-    def __init__(self, folder: Path, name: str, setting: dict[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, name: str, setting: dict[str, Any], resume: bool = False, order: Sequence[str] = ()
+    ) -> None:
         self.path, self.name, self.setting = folder / f"{name}.json", name, setting
+        self._lock, self._order = threading.Lock(), list(order)
+        for old in (self.path.with_suffix(".log"), *folder.glob(f"{name}.*{_RUNNING}")):
+            old.unlink(missing_ok=True)
         self.steps: dict[str, dict[str, Any]] = self._passed_before() if resume else {}
         self.save()
 
@@ -47,8 +59,26 @@ class Record:
             entry.pop("output", None)
         else:
             entry["output"] = entry["output"][-_TAIL:]
-        self.steps[step] = {"name": step, "status": status, **entry}
-        self.save()
+        with self._lock:
+            self.steps[step] = {"name": step, "status": status, **entry}
+            for name in sorted(self.steps, key=self._place):
+                self.steps[name] = self.steps.pop(name)
+            self.save()
+
+    def _place(self, step: str) -> int:
+        return self._order.index(step) if step in self._order else len(self._order)
+
+    @contextlib.contextmanager
+    def log(self, step: str) -> Iterator[Path]:
+        """A log of the step's own while it runs, ``DIR/SLICE.STEP.running.log``: it stays if all is killed."""
+        own = self.path.with_name(f"{self.name}.{re.sub(r'[^a-zA-Z0-9_]+', '-', step)}{_RUNNING}")
+        own.touch()
+        try:
+            yield own
+        finally:
+            with self._lock, own.open("rb") as output, self.path.with_suffix(".log").open("ab") as whole:
+                shutil.copyfileobj(output, whole)
+            own.unlink()
 
     def save(self) -> None:
         write_json(self.path, {"slice": self.name, "setting": self.setting, "steps": list(self.steps.values())})

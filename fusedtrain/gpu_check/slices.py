@@ -23,6 +23,11 @@ SMALL = "tests/gpu/test_every_kernel.py"
 """Every kernel on small tensors of every alignment: what a sanitizer can sit through."""
 HUGE = "tests/gpu/test_huge.py"
 """One test at a time has room."""
+ROOMY = 64 * 2**30
+"""Bytes of GPU memory with which other tests may run beside a huge one, which needs up to 40 GB; with less it is
+alone."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""For steps that run beside others: there are more processes than cores."""
 WITHOUT_A_GPU = ("tests/cuda_on_cpu", "tests/test_cuda_compile.py", "tests/test_build_cuda.py")
 """Minutes of compilers, of the kernels for a CPU too, that find the same without a GPU."""
 _OF_BENCH = ("cli", "measure", "model", "results", "scaling")
@@ -87,30 +92,42 @@ def _gpu_files() -> list[str]:
     return sorted(files, key=lambda file: (file == HUGE, file != SMALL, file))
 
 
+def _beside(name: str, *chosen: str, workers: int = 1, limit: float = 240, resource: str | None = None) -> Step:
+    """Of pytest, and run beside others, whose load its limit allows for."""
+    command = _pytest(*chosen, workers=workers)
+    return Step(name, command, junit.read, ONE_THREAD, limit=limit, workers=workers, resource=resource)
+
+
+def _share(machine: Machine, of_16: int) -> int:
+    """How many workers a step has, of so many where there are 16 cores."""
+    return -(-of_16 * min(machine.cpus, 16) // 16)
+
+
+def _gpu_step(file: str, backend: str, machine: Machine) -> Step:
+    name, chosen = f"gpu {Path(file).stem.removeprefix('test_')}, {backend}", ("-m", "gpu", "-k", backend, file)
+    if file == HUGE:
+        roomy = all(gpu["memory_bytes"] >= ROOMY for gpu in machine.gpus[:1])
+        return _beside(name, *chosen, workers=int(roomy), resource="memory of the GPU")
+    if backend == "triton":
+        # What Triton's tests wait for is its compiler. It keeps what it has compiled, for later steps too.
+        most, limit = (6, 300) if file == SMALL else (2, 240)
+        return _beside(name, *chosen, workers=_share(machine, most), limit=limit)
+    return _beside(name, *chosen)
+
+
 def tests(machine: Machine) -> list[Step]:
     """The tests that need a GPU, a process for each file and backend, as an error of the device is the end of all later
     tests of its process; then the suite with each backend, and what names none but is of the GPU all the same."""
-    workers = min(8, machine.cpus)
-    # Each process brings a context of its own, and one thread is enough beside seven others.
-    env = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
-    steps = []
-    for file in _gpu_files():
-        for backend in BACKENDS:
-            # What Triton's tests wait for is its compiler. It keeps what it has compiled, for later steps too.
-            several = workers if backend == "triton" and file != HUGE else 0
-            command = _pytest("-m", "gpu", "-k", backend, file, workers=several)
-            name = f"gpu {Path(file).stem.removeprefix('test_')}, {backend}"
-            steps.append(Step(name, command, junit.read, env if several else {}, limit=180 if several else 120))
     suite = ("tests", *(f"--ignore={path}" for path in ("tests/gpu", *WITHOUT_A_GPU)))
     others = "not cuda and not triton"
-    of_none = _pytest("-k", f"{others} and not cpu and not reference", "tests/gpu")
-    changed = _pytest(*CHANGED, "-k", others, workers=workers)
+    several = _share(machine, 5)
     return [
-        *steps,
-        Step("gpu tests of no backend", of_none, junit.read, limit=120),
-        *(Step(f"suite, {b}", _pytest(*suite, "-k", b, workers=workers), junit.read, env, limit=300) for b in BACKENDS),
-        Step("suite, marked gpu", _pytest(*suite, "-k", others, "-m", "gpu"), junit.read, limit=120),
-        Step("suite, changed by a gpu", changed, junit.read, env, limit=240),
+        *(_gpu_step(file, backend, machine) for file in _gpu_files() for backend in BACKENDS),
+        _beside("gpu tests of no backend", "-k", f"{others} and not cpu and not reference", "tests/gpu"),
+        _beside("suite, cuda", *suite, "-k", "cuda", workers=several, limit=300),
+        _beside("suite, triton", *suite, "-k", "triton", workers=_share(machine, 8), limit=300),
+        _beside("suite, marked gpu", *suite, "-k", others, "-m", "gpu"),
+        _beside("suite, changed by a gpu", *CHANGED, "-k", others, workers=several),
     ]
 
 
@@ -138,7 +155,7 @@ def sanitizer(machine: Machine) -> list[Step]:
     eyes. Without torch's caching allocator every tensor is an allocation of its own, whose end the sanitizer knows."""
     tool = machine.tools.get("compute-sanitizer")
     cannot = None if tool else "compute-sanitizer is not found: it comes with the CUDA toolkit (PATH, or set CUDA_HOME)"
-    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1"}
+    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1", **ONE_THREAD}
     checks = {
         # torch and Triton ask the driver things that it may refuse. Kernels are what is checked.
         "memcheck": (("--report-api-errors", "no"), ""),
@@ -151,7 +168,7 @@ def sanitizer(machine: Machine) -> list[Step]:
             wrapped = (tool or "compute-sanitizer", "--tool", check, "--target-processes", "application-only")
             chosen = _pytest("-m", "gpu", "-k", f"{backend}{only}", SMALL)
             command = (*wrapped, "--print-limit", "20", *options, *chosen)
-            steps.append(Step(f"{check}, {backend}", command, read_sanitizer, env, cannot, limit=150))
+            steps.append(Step(f"{check}, {backend}", command, read_sanitizer, env, cannot, limit=240, workers=1))
     return steps
 
 

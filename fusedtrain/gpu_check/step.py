@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,19 @@ class Step:
     """Why it cannot be run here: it is not, then."""
     limit: float = math.inf
     """Seconds that it may take, so that one that hangs leaves time to the others."""
+    workers: int = 0
+    """Processes that it keeps busy, where it runs beside other steps. 0: it runs alone, as what is timed must."""
+    resource: str | None = None
+    """What there is once: of the steps that name it, one runs at a time."""
+
+
+class Stopped(Exception):
+    """A process was ended because all of it is to end: nothing is to be said of its step."""
 
 
 class Run(Protocol):
-    """Runs a command to its end, or to its time limit."""
+    """Runs a command to its end, or to its time limit; once ``stop`` is set, ends it and raises `Stopped`."""
 
-    def __call__(self, command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path) -> Done: ...
+    def __call__(
+        self, command: tuple[str, ...], env: Mapping[str, str], seconds: float, log: Path, stop: threading.Event
+    ) -> Done: ...

@@ -111,7 +111,7 @@ def test_every_form_of_a_factory_is_trained_and_checked(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_factories_are_refused(bench: Run, tmp_path: Path, name: str) -> None:
-    done = bench("run", "--model", f"user_models:{name}", "--json", tmp_path / "run.json")
+    done = bench("run", "--model", f"user_models:{name}", "--device", "cpu", "--json", tmp_path / "run.json")
     told = " ".join(done.output.split())
     assert done.exit_code == 2
     assert f"--model user_models:{name}: " in told
