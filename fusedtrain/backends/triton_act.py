@@ -209,7 +209,7 @@ def size_of(dtype: torch.dtype, coarse: int, exact: int) -> Size:
 
 
 def _size(dtype: torch.dtype) -> Size:
-    return size_of(dtype, 80, 128)
+    return size_of(dtype, 64, 128)
 
 
 def constants(dtype: torch.dtype) -> dict[str, Any]:

@@ -30,6 +30,10 @@ MOST_STRIPS = 128
 LEAST_BLOCKS = 4
 """Blocks of ROWS rows that a strip should have, for its sums to be worth storing."""
 MOST_EMPTY = 1 / 8
+WAVES = 8
+"""How many times as many programs are launched as are resident at once. With one time each has its share from the
+beginning, and those on slower multiprocessors come last: gelu with p 0.1 of 16384 x 16384 bf16 has 0.84 of the
+bandwidth of a copy then on an H100, 0.90 with eight times, and 0.85 with 64, for each program reads the state."""
 
 
 class Plan(NamedTuple):
@@ -64,7 +68,8 @@ def plan_of(size: Size, device: torch.device, numel: int, width: int | None, sum
     if sums:
         strips = min(-(-PROGRAMS // tiles), MOST_STRIPS, max(blocks // LEAST_BLOCKS, 1))
     else:
-        strips = max(size.grid(device, tiles * blocks)[0] // tiles, 1)
+        waves = 1 if device.type == "cpu" else WAVES  # interpreted programs shall have several blocks each
+        strips = max(size.grid(device, tiles * blocks, waves)[0] // tiles, 1)
     return Plan(row, together, tiles, strips)
 
 
