@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -100,14 +101,14 @@ class ActDropout:
         with one_thread():
             for begin in range(0, self.shape[0], rows):
                 part = slice(begin, begin + rows)
-                # torch's masks are its own affair: what it dropped is what came out as zero.
-                keep = y[part] != 0 if self.p else torch.ones_like(y[part], dtype=torch.bool)
+                writes = (y[part], *dx[part].chunk(2 if self.gated else 1, dim=-1))
                 if ours:
                     lanes = rng.lanes(state, y[part].numel(), begin * self.shape[1])
-                    keep = (lanes >= threshold).reshape(keep.shape)
-                    for written in (y[part], *dx[part].chunk(2 if self.gated else 1, dim=-1)):
-                        if bool(((written != 0) & ~keep).any()):
-                            raise AssertionError("an element that the mask drops is not zero")
+                    keep = (lanes >= threshold).reshape(y[part].shape)
+                    if any(bool(((written != 0) & ~keep).any()) for written in writes):
+                        raise AssertionError("an element that the mask drops is not zero")
+                else:
+                    keep = _kept(writes) if self.p else torch.ones_like(y[part], dtype=torch.bool)
                 self._check_part(x.detach()[part], dy[part], y.detach()[part], dx[part], keep, scale, accuracy)
             self._check_rate(y.detach())
         return accuracy
@@ -163,6 +164,12 @@ class ActDropout:
 
     def facts(self) -> dict[str, Any]:
         return {"elements": self.shape[0] * self.shape[1], "mode": self.mode, "p": self.p}
+
+
+def _kept(writes: tuple[Tensor, ...]) -> Tensor:
+    """torch's masks are its own affair: what it dropped came out as zero, in the result and in its gradients. Among many
+    elements there are kept ones whose result is zero all the same, but not their gradient."""
+    return functools.reduce(torch.logical_or, (written != 0 for written in writes))
 
 
 SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.float64: "fp64"}

@@ -16,7 +16,8 @@ def copy_bandwidth(device: torch.device, clock: Clock, size: int | None = None) 
     Args:
         size: bytes of ``x``, by default `BYTES` of the device.
     """
-    x = torch.ones(size or BYTES[device.type], dtype=torch.uint8, device=device)
+    # Not one value over and over, which may move faster than what tensors hold.
+    x = torch.randint(256, (size or BYTES[device.type],), dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
     repeats = clock.repeats(lambda: y.copy_(x))
     return 2 * x.numel() / min(clock.seconds(lambda: y.copy_(x), repeats) for _ in range(3))

@@ -264,7 +264,18 @@ def test_clipping_is_not_measured_as_a_cuda_graph() -> None:
     assert SMALL.no_graph() is None
 
 
-@pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_zero_that_is_kept_is_not_taken_for_a_drop(gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there are among hundreds of millions of random numbers, whose slope is not zero."""
+    workload = dataclasses.replace(ACT, gated=gated)
+    x, dy = workload.inputs(CPU, torch.bfloat16)
+    x.detach()[::7] = 0.0
+    monkeypatch.setattr(ActDropout, "inputs", lambda self, device, dtype: (x, dy))
+    monkeypatch.setattr(ActDropout, "_check_rate", lambda self, y: None)  # which sees too many zeros here
+    workload.check("torch-eager", CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation", "another backward"])
 def test_a_wrong_dropout_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     f = torch.nn.functional
     ways = {
@@ -272,6 +283,7 @@ def test_a_wrong_dropout_is_found(what: str, monkeypatch: pytest.MonkeyPatch) ->
         "drops half": lambda x: f.dropout(f.gelu(x), 0.5) * 0.5 / 0.9,
         "no scale": lambda x: f.dropout(f.gelu(x), 0.1) * 0.9,
         "another activation": lambda x: f.dropout(f.gelu(x, approximate="tanh"), 0.1),
+        "another backward": lambda x: f.dropout(f.gelu(x.detach()), 0.1) + (z := f.dropout(f.gelu(x), 0.1)) - z.detach(),
     }
     monkeypatch.setitem(act_providers.PROVIDERS, "torch-eager", lambda activation, p, gated: ways[what])
     with pytest.raises(AssertionError):
