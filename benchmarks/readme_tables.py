@@ -8,27 +8,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fusedtrain.bench.budgets import CUDA, TRITON
+from fusedtrain.bench.measure import bandwidth, ratio
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
 _WORDS = {1: "one thread", 2: "two threads", 4: "four threads", 8: "eight threads"}
 _HOST_ROW = "clip + AdamW, 1000 tensors of 100"
+_BASELINES = {"torch-fused": "`clip_grad_norm_ + AdamW(fused=True)`", "torch-eager": "the activation, `F.dropout`"}
+_BOUND_BY_MEMORY = 0.2
+"""Share of the bandwidth of a copy; what is below waits for the host."""
 
 
 def figures(folder: Path) -> str:
-    """What stands between the markers: a table for each machine whose ratios `ratios.py` recorded, and a link to each
-    report of a whole run."""
+    """What stands between the markers: a table for each machine whose ratios `ratios.py` recorded and for each run on a
+    GPU, and a link to each report of a whole run on a CPU."""
     parts = []
     links = []
     for path in sorted(folder.glob("*.json")):
         measured = json.loads(path.read_text("utf-8"))
         name = path.relative_to(folder.parent.parent).as_posix()
-        if measured.get("kind") == "fusedtrain-bench":
+        if measured.get("kind") != "fusedtrain-bench":
+            parts.append(_table(measured, name))
+        elif measured["machine"].get("gpus"):
+            parts.append(_gpu_table(measured, name))
+        else:
             reports = [p for p in (path.with_suffix(".md"), path.with_suffix(".html")) if p.exists()]
             shown = ", ".join(f"[{p.suffix[1:]}]({p.relative_to(folder.parent.parent).as_posix()})" for p in reports)
             what = f"{', '.join(measured['options']['suites'])} on {_machine(measured)}, {len(measured['rows'])} rows"
             links.append(f"- {what}: [JSON]({name})" + f", {shown}" * bool(shown))
-        else:
-            parts.append(_table(measured, name))
     if links:
         told = "Whole runs of `python -m fusedtrain bench`, with what others' optimizers take, scaling and memory:"
         parts.append("\n".join([told, "", *links]) + "\n")
@@ -60,6 +68,20 @@ def _table(measured: dict[str, Any], name: str) -> str:
             " Steps of many small tensors are bound by the host's work, here "
             f"{host['ours_us'] / 1000:.1f} us for each of 1000 tensors."
         )
+    return "\n".join([*lines, "", told, ""])
+
+
+def _gpu_table(measured: dict[str, Any], name: str) -> str:
+    """How much faster ours are than the row's baseline, and how much of the bandwidth of a copy they reach, where
+    memory is what binds."""
+    lines = ["| workload | against | `cuda` | `triton` | bandwidth of `cuda`, of a copy's |", "|---|---|---|---|---|"]
+    for row in measured["rows"]:
+        faster = " | ".join(f"{ratio(row, ours, row['baseline']):.2f}x" for ours in (CUDA, TRITON))
+        share = bandwidth(row, CUDA) / measured["copy_bandwidth"]
+        bound = f"{share:.0%}" if share > _BOUND_BY_MEMORY else "the host binds"
+        lines.append(f"| {row['name']} | {_BASELINES[row['baseline']]} | {faster} | {bound} |")
+    torch = ".".join(measured["versions"]["torch"].split(".")[:2])
+    told = f"On one {_machine(measured)}, torch {torch}, time of the device, caches cold: [`{name}`]({name})."
     return "\n".join([*lines, "", told, ""])
 
 

@@ -90,7 +90,9 @@ def test_no_step_takes_what_needs_no_gpu(selecting: Selecting) -> None:
 def test_races_are_looked_for_where_threads_share_memory(selecting: Selecting) -> None:
     for backend in slices.BACKENDS:
         seen, raced = (selecting.selected[f"{check}, {backend}"] for check in ("memcheck", "racecheck"))
-        assert set(raced) < set(seen) == set(selecting.selected[f"gpu every_kernel, {backend}"])
+        every = selecting.selected[f"gpu every_kernel, {backend}"]
+        left_out = ("torch.float64", "torch.float16") if backend == "triton" else ()
+        assert set(raced) < set(seen) == {test for test in every if not any(dtype in test for dtype in left_out)}
         assert all(any(f"::{name}" in test for test in raced) for name in slices.RACY)
 
 

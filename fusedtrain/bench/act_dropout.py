@@ -48,6 +48,8 @@ class ActDropout:
             return availability.backend_refusal(OURS[provider], device, dtype, self.activation)
         if provider in PEERS:
             return PEERS[provider].why_not(self.activation, self.p, self.gated, device)
+        if provider == "torch-compiled" and self.mode == "backward" and device.type != "cpu":
+            return "its backward writes over what was saved for it, and runs once: measure both, --mode full"
         return None
 
     def once(self) -> tuple[str, ...]:
@@ -167,8 +169,8 @@ class ActDropout:
 
 
 def _kept(writes: tuple[Tensor, ...]) -> Tensor:
-    """torch's masks are its own affair: what it dropped came out as zero, in the result and in its gradients. Among many
-    elements there are kept ones whose result is zero all the same, but not their gradient."""
+    """torch's masks are its own affair: what it dropped came out as zero, in the result and in its gradients. Among
+    many elements there are kept ones whose result is zero all the same, but not their gradient."""
     return functools.reduce(torch.logical_or, (written != 0 for written in writes))
 
 

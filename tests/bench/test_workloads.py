@@ -23,6 +23,7 @@ from fusedtrain.bench.workload import SUITES
 from fusedtrain.bench.workloads import FOR_GPU, QUICK, WORKLOADS
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = OptimStep("small", lambda: [(30, 20), (7,), (0,), (1,)])
 ACT = ActDropout("small", "gelu", (64, 128), torch.float32)
@@ -258,6 +259,12 @@ def test_a_backward_alone_is_not_measured_as_a_cuda_graph() -> None:
     assert ACT.no_graph() is None
 
 
+def test_a_backward_that_runs_once_is_not_measured_alone() -> None:
+    for device, mode, refused in ((CPU, "backward", False), (CUDA, "both", False), (CUDA, "backward", True)):
+        why_not = dataclasses.replace(ACT, mode=mode).why_not("torch-compiled", device, torch.bfloat16)
+        assert ("runs once" in (why_not or "")) is refused
+
+
 def test_clipping_is_not_measured_as_a_cuda_graph() -> None:
     assert "one bound for ever" in (ClipNorm("small", lambda: [(3,)]).no_graph() or "")
     assert ClipNorm("small", lambda: [(3,)], clips=False).no_graph() is None
@@ -275,6 +282,11 @@ def test_a_zero_that_is_kept_is_not_taken_for_a_drop(gated: bool, monkeypatch: p
     workload.check("torch-eager", CPU, torch.bfloat16)
 
 
+def _no_value(x: Tensor) -> Tensor:
+    """Zero, with the gradient of x."""
+    return x - x.detach()
+
+
 @pytest.mark.parametrize("what", ["drops nothing", "drops half", "no scale", "another activation", "another backward"])
 def test_a_wrong_dropout_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     f = torch.nn.functional
@@ -283,7 +295,7 @@ def test_a_wrong_dropout_is_found(what: str, monkeypatch: pytest.MonkeyPatch) ->
         "drops half": lambda x: f.dropout(f.gelu(x), 0.5) * 0.5 / 0.9,
         "no scale": lambda x: f.dropout(f.gelu(x), 0.1) * 0.9,
         "another activation": lambda x: f.dropout(f.gelu(x, approximate="tanh"), 0.1),
-        "another backward": lambda x: f.dropout(f.gelu(x.detach()), 0.1) + (z := f.dropout(f.gelu(x), 0.1)) - z.detach(),
+        "another backward": lambda x: f.dropout(f.gelu(x.detach()), 0.1) + _no_value(f.dropout(f.gelu(x), 0.1)),
     }
     monkeypatch.setitem(act_providers.PROVIDERS, "torch-eager", lambda activation, p, gated: ways[what])
     with pytest.raises(AssertionError):
