@@ -32,7 +32,8 @@ TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "mish": F.mish,
-    "hardswish": lambda x: x * F.relu6(x + 3) / 6,  # F.hardswish of fp64 has a sixth of fp32 on a GPU
+    # On a GPU F.hardswish of fp64 has a sixth in fp32.
+    "hardswish": lambda x: F.hardswish(x) if x.dtype != torch.float64 else x * F.relu6(x + 3) / 6,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "softplus": lambda x: F.softplus(x, threshold=80),

@@ -153,12 +153,12 @@ def test_every_step_has_a_log_of_its_own(tmp_path: Path) -> None:
 
 def test_what_cannot_be_recorded_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a full disk, which no later step would find otherwise."""
-    seen = threading.Event()
+    seen, stopped = threading.Event(), []
 
     def run(command, env, seconds, log, stop) -> Done:
         if command == ("waits",):
             seen.set()
-            assert stop.wait(30)
+            stopped.append(stop.wait(30))
         assert seen.wait(30)
         return Done(0, 0.0, "")
 
@@ -170,6 +170,7 @@ def test_what_cannot_be_recorded_ends_all(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(slices.SLICES, "tests", lambda machine: [beside("full"), beside("waits")])
     with pytest.raises(OSError, match="no space left"):
         cli.main(["--out", str(tmp_path), "--only", "tests"], run, GPU)
+    assert stopped == [True]
 
 
 def test_the_record_is_whole_whoever_adds_to_it(tmp_path: Path) -> None:

@@ -181,13 +181,12 @@ __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
   }
 }
 
-// As many times as many blocks as are resident at once are launched, for a tensor that has work for them. With one time
-// each has its share from the beginning, and processors that are slower than others, by where they lie, come last: 0.88
-// of the bandwidth of a copy for 16384 x 16384 bf16 (H100, gelu, p 0.1), where 8 times are 0.96 and this is 0.98. So
-// many blocks that each has a single step are worse again, 0.90: to read the state of the dropout takes its time.
-#ifndef FT_ACT_WAVES  // fewer in tests, where tensors are small and blocks shall have many steps all the same
-#define FT_ACT_WAVES 64
-#endif
+// More blocks than are resident at once: with no more, each has its share from the beginning, and processors that are
+// slower than others, by where they lie, come last. But each block has two steps at least, if there are so many: with
+// one it waits for its first data, and for the state of the dropout, with nothing else to do. Of the bandwidth of a
+// copy an H100 reaches 0.88 with one block for each that is resident, 0.96 with 8, 0.98 with 64, which is two steps
+// each, and 0.90 with one step each (gelu, p 0.1, 16384 x 16384 bf16).
+constexpr int64_t kWaves = 64, kLeastSteps = 2;
 
 template <class Op>
 cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStream_t stream) {
@@ -202,7 +201,8 @@ cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStre
   } else {
     constexpr int64_t kBlockElements = kChunksOfStep<Op> * kActThreads * kChunk;
     if (const cudaError_t error = resident_blocks<act_kernel<Op>>(kActThreads, &blocks)) return error;
-    blocks = std::min(blocks * FT_ACT_WAVES, (walk.numel + kBlockElements - 1) / kBlockElements);
+    const int64_t steps = (walk.numel + kBlockElements - 1) / kBlockElements;
+    blocks = std::min({steps, blocks * kWaves, std::max(blocks, steps / kLeastSteps)});
     walk.set_steps(kActThreads * kChunk, blocks * kBlockElements);
   }
   return launch(act_kernel<Op>, blocks, kActThreads, stream, op, walk, plan);

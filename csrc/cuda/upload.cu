@@ -14,7 +14,7 @@ struct PinnedBuffer {
   int device = 0;  // of the event
   cudaEvent_t event = nullptr;
   bool copying = false;  // until the event has happened
-  uint64_t given = 0;    // as which of all that were given back
+  uint64_t given = 0;    // its place in the order of giving back
 };
 
 namespace {

@@ -31,9 +31,12 @@ LEAST_BLOCKS = 4
 """Blocks of ROWS rows that a strip should have, for its sums to be worth storing."""
 MOST_EMPTY = 1 / 8
 WAVES = 8
-"""How many times as many programs are launched as are resident at once. With one time each has its share from the
-beginning, and those on slower multiprocessors come last: gelu with p 0.1 of 16384 x 16384 bf16 has 0.84 of the
-bandwidth of a copy then on an H100, 0.90 with eight times, and 0.85 with 64, for each program reads the state."""
+"""How many times as many programs as are resident at once are launched, at most. With one time each has its share from
+the beginning, and those on slower multiprocessors come last: gelu with p 0.1 of 16384 x 16384 bf16 has 0.84 of the
+bandwidth of a copy then on an H100, and 0.90 with eight times."""
+LEAST_STEPS = 16
+"""Blocks of ROWS rows that a program has before there are more programs than are resident at once. With 64 times as
+many programs, and four blocks each, it is 0.85 again: each waits for the state of the dropout first."""
 
 
 class Plan(NamedTuple):
@@ -68,8 +71,9 @@ def plan_of(size: Size, device: torch.device, numel: int, width: int | None, sum
     if sums:
         strips = min(-(-PROGRAMS // tiles), MOST_STRIPS, max(blocks // LEAST_BLOCKS, 1))
     else:
-        waves = 1 if device.type == "cpu" else WAVES  # interpreted programs shall have several blocks each
-        strips = max(size.grid(device, tiles * blocks, waves)[0] // tiles, 1)
+        resident, all_blocks = size.grid(device, tiles * blocks)[0], tiles * blocks
+        programs = max(resident, min(WAVES * resident, all_blocks // LEAST_STEPS))
+        strips = max(programs // tiles, 1)
     return Plan(row, together, tiles, strips)
 
 

@@ -209,11 +209,11 @@ class Size(NamedTuple):
     registers: int
     """Bound for a thread. Without one, ptxas spills a few to fit in one more program than there will be."""
 
-    def grid(self, device: torch.device, chunks: int, waves: int = 1) -> tuple[int]:
-        """Programs of a launch, which walk over the chunks: as many as are resident at once, or so many times that; at
-        least one."""
+    def grid(self, device: torch.device, chunks: int) -> tuple[int]:
+        """Programs of a launch, which walk over the chunks: as many as are resident at once, for more would leave the
+        last of them to work alone; at least one."""
         resident = 65536 // (self.warps * 32 * self.registers)
-        return (max(1, min(chunks, waves * resident * _processors(device))),)
+        return (max(1, min(chunks, resident * _processors(device))),)
 
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch."""

@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--only", type=_slices, default=list(SLICES), help=f"slices, of {','.join(SLICES)}")
     options.add_argument("--steps", default="", help="only steps whose name contains this")
     options.add_argument("--minutes", type=_minutes, default=9.0, help="of all slices together; default 9")
-    options.add_argument("--resume", action="store_true", help="leave out what passed before, of the same sources")
+    options.add_argument(
+        "--resume", action="store_true", help="leave out what passed before with the same sources, torch, GPUs"
+    )
     return options
 
 
@@ -105,9 +107,9 @@ def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, end
     """Runs the steps, whatever becomes of each, until it is ``ends`` by the monotonic clock."""
     able = []
     for step in steps:
-        cannot = machine.cannot or step.cannot
         if record.has(step.name):
             continue
+        cannot = machine.cannot or step.cannot
         if cannot:
             record.add(step.name, CANNOT, command=shlex.join(step.command), reason=cannot)
         else:

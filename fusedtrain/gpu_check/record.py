@@ -61,7 +61,7 @@ class Record:
             entry["output"] = entry["output"][-_TAIL:]
         with self._lock:
             self.steps[step] = {"name": step, "status": status, **entry}
-            for name in sorted(self.steps, key=self._place):
+            for name in sorted(self.steps, key=self._place):  # in place, for whoever holds it: the table at the end
                 self.steps[name] = self.steps.pop(name)
             self.save()
 

@@ -80,7 +80,7 @@ def build(machine: Machine) -> list[Step]:
 
 
 def _pytest(*arguments: str, workers: int = 0) -> tuple[str, ...]:
-    parallel = ("-n", str(workers)) if workers > 1 and importlib.util.find_spec("xdist") else ()
+    parallel = ("-n", str(workers)) if workers > 1 else ()
     # Each name before its test: the log of a process that was killed ends with the one that hung.
     report = ("--junitxml", "{scratch}/junit.xml", "-p", "no:cacheprovider", "-v")
     return (sys.executable, "-m", "pytest", *report, *parallel, *arguments)
@@ -93,13 +93,15 @@ def _gpu_files() -> list[str]:
 
 
 def _beside(name: str, *chosen: str, workers: int = 1, limit: float = 240, resource: str | None = None) -> Step:
-    """Of pytest, and run beside others, whose load its limit allows for."""
+    """A step of pytest that runs beside others; its limit allows for their load."""
     command = _pytest(*chosen, workers=workers)
     return Step(name, command, junit.read, ONE_THREAD, limit=limit, workers=workers, resource=resource)
 
 
 def _share(machine: Machine, of_16: int) -> int:
-    """How many workers a step has, of so many where there are 16 cores."""
+    """How many workers a step has, of so many where there are 16 cores; one without xdist."""
+    if importlib.util.find_spec("xdist") is None:
+        return 1
     return -(-of_16 * min(machine.cpus, 16) // 16)
 
 
@@ -162,7 +164,7 @@ def sanitizer(machine: Machine) -> list[Step]:
         "racecheck": ((), f" and ({' or '.join(RACY)})"),
     }
     steps = []
-    # What Triton makes for these is what it makes for fp32 and bf16 but for the loads; all would take twice the limit.
+    # All of Triton's would take twice the limit.
     dtypes = {"triton": " and not torch.float64 and not torch.float16"}
     for backend in BACKENDS:
         for check, (options, only) in checks.items():

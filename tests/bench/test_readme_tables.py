@@ -52,6 +52,26 @@ def test_a_whole_run_is_linked_with_its_report(tmp_path: Path) -> None:
     assert "[md](benchmarks/results/suite.md)" in found
 
 
+def test_a_run_on_a_gpu_has_a_table_also_where_not_everything_ran(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    ours, triton, torch = {"seconds": [2.0, 2.0]}, {"why_not": "no"}, {"seconds": [5.0, 5.0]}
+    row = {"bytes": 8, "baseline": "torch-fused", "clock": "device"}
+    rows = [
+        {**row, "name": "all", "providers": {"fusedtrain-cuda": ours, "fusedtrain-triton": ours, "torch-fused": torch}},
+        {**row, "name": "some", "providers": {"fusedtrain-cuda": ours, "fusedtrain-triton": triton}, "clock": "wall"},
+        {**row, "name": "none", "providers": {}, "baseline": "another"},
+    ]
+    machine = {"cpu": "Abacus", "cpu_capability": "beads", "gpus": [{"name": "GPU 9000"}]}
+    run = {"kind": "fusedtrain-bench", "machine": machine, "versions": {"torch": "2.11.0"}, "rows": rows}
+    (folder / "gpu.json").write_text(json.dumps({**run, "copy_bandwidth": 8.0}))
+    found = readme_tables.figures(folder)
+    assert "| all | `clip_grad_norm_ + AdamW(fused=True)` | 2.50x | 2.50x | 50% |" in found
+    assert "| some (loop) | `clip_grad_norm_ + AdamW(fused=True)` | not measured | not measured | 50% |" in found
+    assert "| none | another | not measured | not measured |  |" in found
+    assert "On one GPU 9000, torch 2.11: [`benchmarks/results/gpu.json`]" in found
+
+
 @pytest.mark.parametrize("readme", ["", "<!-- /figures -->\n<!-- figures -->\n", "<!-- figures -->\n"])
 def test_a_readme_without_its_markers_is_left_alone(readme: str) -> None:
     with pytest.raises(ValueError, match="once each"):

@@ -27,7 +27,7 @@ CSRC = ROOT / "csrc"
 OUT = ROOT / "build" / "cuda_on_cpu"
 
 FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-O1", "-g1", "-fno-math-errno", "-ffp-contract=fast"]
-FLAGS += ["-Wno-unknown-pragmas", "-Wno-psabi", "-DFT_ACT_WAVES=1"]
+FLAGS += ["-Wno-unknown-pragmas", "-Wno-psabi"]
 
 
 def _has_fma() -> bool:

@@ -42,7 +42,7 @@ def test_A20_raise_waits_for_the_step_before_and_nothing_since(on_gpu: str, no_w
         opt.step()
     p.grad = torch.full_like(p, torch.nan)
     opt.step()
-    torch.cuda._sleep(2_000_000_000)  # a second or so of work that nobody has asked about
+    torch.cuda._sleep(8_000_000_000)  # four seconds or so of work that nobody has asked about
     queued = torch.cuda.Event()
     queued.record()
     with pytest.raises(FloatingPointError, match="of step 4"):

@@ -344,3 +344,20 @@ def test_plans_share_out_every_column(width: int, rows: int) -> None:
         assert plan.strips >= 1
         if sums:
             assert plan.strips <= MOST_STRIPS
+
+
+def test_more_programs_than_are_resident_have_blocks_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedtrain.backends import triton_table
+    from fusedtrain.backends.triton_chunks import CHUNKS
+    from fusedtrain.backends.triton_columns import LEAST_STEPS, WAVES, plan_of
+
+    monkeypatch.setattr(triton_table, "_processors", lambda device: 100)
+    size, resident, elements = triton_table.Size(4, 64), 800, CHUNKS.value * 8  # of a block
+    for blocks, programs in (
+        (7, 7),
+        (800, resident),
+        (LEAST_STEPS * resident, resident),
+        (LEAST_STEPS * 2000, 2000),
+        (10**6, WAVES * resident),
+    ):
+        assert plan_of(size, torch.device("cuda"), blocks * elements, None).programs == (programs,)
