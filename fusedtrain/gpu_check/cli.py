@@ -111,7 +111,7 @@ def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, end
             continue
         cannot = machine.cannot or step.cannot
         if cannot:
-            record.add(step.name, CANNOT, command=shlex.join(step.command), reason=cannot)
+            record.add(step.name, CANNOT, command=step.line, reason=cannot)
         else:
             able.append(step)
     schedule.run_all(able, schedule.capacity(machine), lambda step, stop: _begin(record, step, run, ends, stop))
@@ -119,11 +119,11 @@ def run_slice(record: Record, steps: list[Step], machine: Machine, run: Run, end
 
 def _begin(record: Record, step: Step, run: Run, ends: float, stop: threading.Event) -> None:
     """Runs a step if there is time for it."""
-    command, left = shlex.join(step.command), ends - time.monotonic() - runner.GRACE
+    left = ends - time.monotonic() - runner.GRACE
     if left < _LEAST:
-        record.add(step.name, NO_TIME, command=command, reason="the time was over; --resume runs what is left")
+        record.add(step.name, NO_TIME, command=step.line, reason="the time was over; --resume runs what is left")
         return
-    record.add(step.name, RUNNING, command=command, reason="cut off while it ran, or not over yet")
+    record.add(step.name, RUNNING, command=step.line, reason="cut off while it ran, or not over yet")
     _say(f"{record.name}: {step.name} ...")
     with record.log(step.name) as log:
         status = run_step(record, step, run, min(left, step.limit), log, stop)
@@ -150,7 +150,7 @@ def run_step(record: Record, step: Step, run: Run, seconds: float, log: Path, st
     record.add(
         step.name,
         status,
-        command=shlex.join(step.command),
+        command=step.line,
         env=dict(step.env),
         seconds=done.seconds,
         exit_status=done.status,

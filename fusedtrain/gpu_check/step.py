@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Step:
     """Processes that it keeps busy, where it runs beside other steps. 0: it runs alone, as what is timed must."""
     resource: str | None = None
     """What there is once: of the steps that name it, one runs at a time."""
+
+    @property
+    def line(self) -> str:
+        """The command as a shell takes it."""
+        return shlex.join(self.command)
 
 
 class Stopped(Exception):
