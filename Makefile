@@ -52,12 +52,11 @@ format: $(VENV)/requirements.stamp
 
 build: $(VENV)/native.stamp
 
-# Every file of requirements/ is pinned, and the pins are for 3.11 and up; the package itself runs on 3.10. What is
-# imported is compiled then: to compile everything would take longer than to unpack it.
+# Every file of requirements/ is pinned, and the pins are for 3.11 and up; the package itself runs on 3.10.
 define MAKE_ENVIRONMENT
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned environment needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 $(PYTHON) -m venv $(1)
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(2)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
 endef
 
 $(VENV)/requirements.stamp: requirements/dev.txt requirements/test.txt

@@ -91,9 +91,11 @@ def _gpu_table(measured: dict[str, Any], name: str) -> str:
         lines.append(
             f"| {row['name']}{in_loop} | {_BASELINES.get(baseline, baseline)} | {' | '.join(faster)} | {bound} |"
         )
+    loops = any(row["clock"] == "wall" for row in measured["rows"])
     told = (
-        f"On one {_machine(measured)}, torch {_torch(measured)}: [`{name}`]({name}). Time of the device, caches cold;"
-        f"{_IN_LOOP} of a loop of calls, host and device together."
+        f"On one {_machine(measured)}, torch {_torch(measured)}: [`{name}`]({name}). Time of the device, caches cold"
+        + f";{_IN_LOOP} of calls one after the other, host and device together." * loops
+        + "." * (not loops)
     )
     return "\n".join([*lines, "", told, ""])
 
