@@ -7,46 +7,46 @@
 
 namespace ft {
 
+namespace {
+
 // Straight to the C functions, and no exception: a tensor that cannot be described has changed.
-bool HeldTensors::look(AtenTensorHandle x, Seen& seen, const int64_t*& shape, const int64_t*& strides) {
-  int64_t* sizes = nullptr;
-  int64_t* steps = nullptr;
-  const bool failed = aoti_torch_get_data_ptr(x, &seen.data) || aoti_torch_get_dim(x, &seen.dims) ||
-                      aoti_torch_get_sizes(x, &sizes) || aoti_torch_get_strides(x, &steps) ||
-                      aoti_torch_get_dtype(x, &seen.dtype);
-  shape = sizes;
-  strides = steps;
+bool look(AtenTensorHandle x, Sight& to) {
+  int64_t* shape = nullptr;
+  int64_t* strides = nullptr;
+  const bool failed = aoti_torch_get_data_ptr(x, &to.data) || aoti_torch_get_dim(x, &to.dims) ||
+                      aoti_torch_get_sizes(x, &shape) || aoti_torch_get_strides(x, &strides) ||
+                      aoti_torch_get_dtype(x, &to.dtype);
+  to.shape = shape;
+  to.strides = strides;
   return !failed;
 }
+
+}  // namespace
 
 HeldTensors::HeldTensors(const TensorList& tensors) : tensors_(tensors) {
   seen_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    Seen seen;
-    const int64_t *shape, *strides;
-    require(look(tensors[i].get(), seen, shape, strides), "hold_tensors", "tensors[", i,
-            "] is not dense memory; pass strided tensors");
-    seen.sizes = shape;
-    seen.extents = extents_.size();
-    extents_.insert(extents_.end(), shape, shape + seen.dims);
-    extents_.insert(extents_.end(), strides, strides + seen.dims);
-    seen_.push_back(seen);
+    Sight seen;
+    require(look(tensors[i].get(), seen), "hold_tensors", "tensors[", i, "] is not dense memory; pass strided tensors");
+    seen_.push_back({seen, extents_.size()});
+    extents_.insert(extents_.end(), seen.shape, seen.shape + seen.dims);
+    extents_.insert(extents_.end(), seen.strides, seen.strides + seen.dims);
   }
 }
 
 bool HeldTensors::unchanged() const {
   for (size_t i = 0; i < seen_.size(); ++i) {
-    const Seen& known = seen_[i];
-    prefetch_around(seen_[std::min(i + kAhead, seen_.size() - 1)].sizes);
-    Seen seen;
-    const int64_t *shape, *strides;
-    if (!look(tensors_[i].get(), seen, shape, strides) || seen.data != known.data || seen.dims != known.dims ||
-        seen.dtype != known.dtype) {
+    const Sight& then = seen_[i].sight;
+    const size_t ahead = std::min(i + kAhead, seen_.size() - 1);
+    prefetch_around(seen_[ahead].sight.shape);
+    prefetch(tensors_[ahead].get());
+    Sight now;
+    if (!look(tensors_[i].get(), now) || now.data != then.data || now.dims != then.dims || now.dtype != then.dtype) {
       return false;
     }
-    const int64_t* extents = extents_.data() + known.extents;
-    for (int64_t d = 0; d < seen.dims; ++d) {  // one or two of them: too few for std::equal, which calls memcmp
-      if (shape[d] != extents[d] || strides[d] != extents[seen.dims + d]) return false;
+    const int64_t* extents = extents_.data() + seen_[i].extents;
+    for (int64_t d = 0; d < now.dims; ++d) {  // one or two of them: too few for std::equal, which calls memcmp
+      if (now.shape[d] != extents[d] || now.strides[d] != extents[now.dims + d]) return false;
     }
   }
   return true;
@@ -61,3 +61,9 @@ int64_t hold_tensors(const TensorList& tensors) {
 int ft_held_unchanged(const ft::HeldTensors* held) { return held->unchanged() ? 1 : 0; }
 
 void ft_release_tensors(ft::HeldTensors* held) { delete held; }
+
+int ft_look(const void* tensor, ft::Sight* to) {
+  const auto x = static_cast<AtenTensorHandle>(const_cast<void*>(tensor));
+  return ft::look(x, *to) && !aoti_torch_get_device_type(x, &to->device_type) &&
+         !aoti_torch_get_device_index(x, &to->device_index);
+}

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "args/args.h"
+#include "plan/library.h"
 
 namespace ft {
 
@@ -18,13 +19,9 @@ class HeldTensors {
 
  private:
   struct Seen {
-    void* data;
-    int64_t dims;
-    int32_t dtype;
-    const int64_t* sizes;  // in torch's own object, where the rest of what is looked at lies too
-    size_t extents;        // where its shape, and then its strides, are in extents_
+    Sight sight;     // its shape is in torch's own object, where the rest of what is looked at lies too
+    size_t extents;  // where its shape, and then its strides, are in extents_
   };
-  static bool look(AtenTensorHandle x, Seen& seen, const int64_t*& shape, const int64_t*& strides);
 
   TensorList tensors_;
   std::vector<Seen> seen_;
@@ -38,3 +35,5 @@ int64_t hold_tensors(const TensorList& tensors);
 
 extern "C" __attribute__((visibility("default"))) int ft_held_unchanged(const ft::HeldTensors* held);
 extern "C" __attribute__((visibility("default"))) void ft_release_tensors(ft::HeldTensors* held);
+// StepLibrary::look.
+extern "C" __attribute__((visibility("default"))) int ft_look(const void* tensor, ft::Sight* to);

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <optional>
 
 #include "plan/step_table.h"
 
@@ -21,6 +22,10 @@ struct StepLibrary {
   // Of the tensors that it holds: whether memory, shape, strides, type and device of each are what they were.
   int (*unchanged)(const void* held) = nullptr;
   void (*release)(void* held) = nullptr;
+  // Looks at an at::Tensor; 0 if it is not strided memory. It is used where the place of one in a Python tensor is
+  // known, in bytes: see plan/payload.h.
+  int (*look)(const void* tensor, Sight* to) = nullptr;
+  std::optional<size_t> payload;
 
   // The norm of the gradients, if it is wanted, and the step. kFailed: why is in `message`. kStoodAside: nothing was
   // done, as what is done now would be done again later.

@@ -11,6 +11,7 @@ namespace ft {
 constexpr int kMaxStates = 3;  // of any rule
 
 enum class CounterType : int32_t { kFloat32, kFloat64, kInt64 };
+constexpr int64_t size_of(CounterType type) { return type == CounterType::kFloat32 ? 4 : 8; }
 
 // One tensor with its gradient and states. All of p, g and states have the same dense layout and so are walked
 // 0..numel-1.
@@ -60,16 +61,33 @@ struct StepCall {
   int64_t* skipped_steps = nullptr;
 };
 
+// A tensor as it is at one moment. Shape and strides are torch's own; the numbers of types and devices are of whoever
+// looked, and compared with those of no one else.
+struct Sight {
+  void* data;
+  const int64_t *shape, *strides;
+  int64_t dims;
+  int32_t dtype, device_type, device_index;
+};
+
 // What the functions of a library that steps tables return; see plan/library.h.
 enum StepStatus : int { kStepped = 0, kFailed = 1, kStoodAside = 2 };
 
-constexpr size_t kFunctions = 2;  // to be raised where one of those functions changes
+constexpr size_t kFunctions = 3;  // to be raised where one of those functions changes
 
 constexpr size_t kLayout[] = {kFunctions,
                               sizeof(StepCall),
                               sizeof(StepRow),
                               sizeof(Chunk),
                               sizeof(ScalarRef),
+                              sizeof(Sight),
+                              offsetof(Sight, data),
+                              offsetof(Sight, shape),
+                              offsetof(Sight, strides),
+                              offsetof(Sight, dims),
+                              offsetof(Sight, dtype),
+                              offsetof(Sight, device_type),
+                              offsetof(Sight, device_index),
                               offsetof(Chunk, row),
                               offsetof(Chunk, begin),
                               offsetof(Chunk, size),

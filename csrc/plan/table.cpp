@@ -49,7 +49,7 @@ DType float_type_or_refuse(const DLTensor& x, const char* what) {
 StepTable::StepTable(const py::object& tensor_type, const py::object& parameter_type, py::list groups,
                      const std::vector<int64_t>& rows, py::dict state, const py::tuple& keys, const py::list& entries,
                      const py::list& steps, const py::object& hold, const StepLibrary& library, bool on_host)
-    : reader_(tensor_type),
+    : reader_(tensor_type, library),
       library_(library),
       on_host_(on_host),
       parameter_type_(parameter_type),
@@ -107,7 +107,10 @@ StepTable::Known StepTable::know(PyObject* x, DLTensor& seen, const char* what) 
     device_ = seen.device;
   }
   if (!same_device(seen.device, *device_)) refuse(std::string("a ") + what + " on another device than the first");
-  const Known known = {x, data_of(seen), seen.dtype, seen.ndim, dims_.size(), seen.shape};
+  Known known = {x, {}, dims_.size()};
+  if (!reader_.look(x, known.sight) || known.sight.data != data_of(seen)) {
+    refuse(std::string("a ") + what + " whose memory torch does not tell");
+  }
   dims_.insert(dims_.end(), seen.shape, seen.shape + seen.ndim);
   dims_.insert(dims_.end(), seen.strides, seen.strides + seen.ndim);
   return known;
@@ -165,10 +168,11 @@ void StepTable::check_overlap() const {
     const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
     if (bytes > 0) pieces.emplace_back(address, address + uintptr_t(bytes));
   };
-  for (size_t i = 0; i < known_.size(); ++i) {
-    const StepRow& row = rows_[i / (keys_.size() + 2)];
-    const bool is_step = i % (keys_.size() + 2) == keys_.size() + 1;
-    add(known_[i].data, (is_step ? 1 : row.numel) * (known_[i].dtype.bits / 8));
+  const Known* known = known_.data();
+  for (const StepRow& row : rows_) {
+    add((known++)->sight.data, row.numel * size_of(row.p_dtype));
+    for (size_t k = 0; k < keys_.size(); ++k) add((known++)->sight.data, row.numel * size_of(row.state_dtype[k]));
+    add((known++)->sight.data, size_of(row.step_type));
   }
   std::sort(pieces.begin(), pieces.end());
   for (size_t i = 1; i < pieces.size(); ++i) {
@@ -190,14 +194,18 @@ void StepTable::hold_states(const py::object& hold) {
 }
 
 bool StepTable::unchanged(Known& known, bool same_memory, void*& data) const {
-  DLTensor x;
-  if (!read_here(known.object, x)) return false;
-  data = data_of(x);
-  known.shape = x.shape;
-  if ((same_memory && data != known.data) || !same_type(x.dtype, known.dtype) || x.ndim != known.ndim) return false;
+  Sight now;
+  if (!reader_.look(known.object, now)) return false;
+  Sight& then = known.sight;
+  data = now.data;
+  then.shape = now.shape;
+  if ((same_memory && now.data != then.data) || now.dtype != then.dtype || now.dims != then.dims ||
+      now.device_type != then.device_type || now.device_index != then.device_index) {
+    return false;
+  }
   const int64_t* const dims = dims_.data() + known.dims;
-  for (int32_t d = 0; d < x.ndim; ++d) {  // one or two of them: too few to call memcmp for
-    if (x.shape[d] != dims[d] || x.strides[d] != dims[x.ndim + d]) return false;
+  for (int64_t d = 0; d < now.dims; ++d) {  // one or two of them: too few to call memcmp for
+    if (now.shape[d] != dims[d] || now.strides[d] != dims[now.dims + d]) return false;
   }
   return true;
 }
@@ -233,8 +241,8 @@ bool StepTable::take_tensors() {
     const Param& ahead = params_[std::min(i + kAhead, last)];
     prefetch(ahead.object);
     if (ahead.row >= 0) {
-      prefetch_around(known_[size_t(ahead.row) * per_row].shape);
-      prefetch_around(known_grads_[size_t(ahead.row)].shape);
+      prefetch_around(known_[size_t(ahead.row) * per_row].sight.shape);
+      prefetch_around(known_grads_[size_t(ahead.row)].sight.shape);
     }
     const Param& param = params_[i];
     py::object grad = gradient(param.object, grad_);

@@ -66,11 +66,8 @@ class StepTable {
   // A tensor as it was when the table was built.
   struct Known {
     PyObject* object;
-    void* data;
-    DLDataType dtype;
-    int32_t ndim;
-    size_t dims;           // where its shape, and then its strides, are in dims_
-    const int64_t* shape;  // where torch had them when last seen: to be fetched ahead, never read
+    Sight sight;  // its shape is where torch had it when last seen: to be fetched ahead, never read
+    size_t dims;  // where its shape, and then its strides, are in dims_
   };
   struct Group {
     PyObject* group;

@@ -20,7 +20,10 @@ class Parts(NamedTuple):
     plan: ModuleType
     """`fusedtrain._plan`."""
     holder: ctypes.CDLL
-    """The library of ``"cpu"``, which holds tensors of any device."""
+    """The library of ``"cpu"``, which holds tensors of any device, and looks at them."""
+    payload: int | None
+    """Where tensors of Python keep what it looks at, in bytes; None where that is not known, and tables look by
+    themselves."""
 
 
 def same_sources(plan: ModuleType, library: ctypes.CDLL, name: str) -> bool:
@@ -42,8 +45,17 @@ def parts() -> Parts | None:
     if libraries.load_library("cpu") is not None:
         return None
     holder = libraries.functions("cpu")
-    whole = hasattr(plan, "IntegerRows") and same_sources(plan, holder, "cpu")
-    return Parts(plan, holder) if whole and plan.reads_tensors(torch.Tensor) else None
+    whole = hasattr(plan, "payload") and same_sources(plan, holder, "cpu")
+    return Parts(plan, holder, payload(plan)) if whole and plan.reads_tensors(torch.Tensor) else None
+
+
+def payload(plan: ModuleType) -> int | None:
+    """See csrc/plan/payload.h. A place counts only if another tensor is there after the two were exchanged."""
+    examples = [torch.empty(2, 3, device="cpu"), torch.nn.Parameter(torch.empty(4, device="cpu"))]
+    place = plan.payload(examples)
+    swapped = [torch.empty(n, device="cpu") for n in (1, 2)]
+    torch.utils.swap_tensors(*swapped)
+    return place if plan.payload(swapped) == place else None
 
 
 class TableMaker:
@@ -72,7 +84,9 @@ class TableMaker:
         self._library = parts.plan.StepLibrary(
             address(parts.holder, "ft_held_unchanged"),
             address(parts.holder, "ft_release_tensors"),
+            address(parts.holder, "ft_look"),
             *(address(library, f"ft_{name}_{function}") for function in self.FUNCTIONS),
+            payload=parts.payload,
         )
 
     def table(
