@@ -1,6 +1,7 @@
 #include "cpu/held_tensors.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "plan/prefetch.h"
@@ -26,12 +27,18 @@ bool look(AtenTensorHandle x, Sight& to) {
 HeldTensors::HeldTensors(const TensorList& tensors) : tensors_(tensors) {
   seen_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    Sight seen;
+    Sight seen = {};
     require(look(tensors[i].get(), seen), "hold_tensors", "tensors[", i, "] is not dense memory; pass strided tensors");
     seen_.push_back({seen, extents_.size()});
     extents_.insert(extents_.end(), seen.shape, seen.shape + seen.dims);
     extents_.insert(extents_.end(), seen.strides, seen.strides + seen.dims);
   }
+}
+
+uintptr_t HeldTensors::first_word() const {
+  uintptr_t word;
+  std::memcpy(&word, tensors_.at(0).get(), sizeof word);
+  return word;
 }
 
 bool HeldTensors::unchanged() const {
@@ -61,6 +68,8 @@ int64_t hold_tensors(const TensorList& tensors) {
 int ft_held_unchanged(const ft::HeldTensors* held) { return held->unchanged() ? 1 : 0; }
 
 void ft_release_tensors(ft::HeldTensors* held) { delete held; }
+
+uintptr_t ft_first_word(const ft::HeldTensors* held) { return held->first_word(); }
 
 int ft_look(const void* tensor, ft::Sight* to) {
   const auto x = static_cast<AtenTensorHandle>(const_cast<void*>(tensor));

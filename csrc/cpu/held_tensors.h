@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "args/args.h"
-#include "plan/library.h"
+#include "plan/sight.h"
 
 namespace ft {
 
@@ -13,13 +13,15 @@ class HeldTensors {
  public:
   explicit HeldTensors(const TensorList& tensors);
 
+  uintptr_t first_word() const;
+
   // Whether the memory, shape, strides and type of each are what they were; the device is that of the memory, as all
   // devices and the host share one address space.
   bool unchanged() const;
 
  private:
   struct Seen {
-    Sight sight;     // its shape is in torch's own object, where the rest of what is looked at lies too
+    Sight sight;     // without the device; its shape is an address in torch's own object, to be fetched ahead
     size_t extents;  // where its shape, and then its strides, are in extents_
   };
 
@@ -35,5 +37,7 @@ int64_t hold_tensors(const TensorList& tensors);
 
 extern "C" __attribute__((visibility("default"))) int ft_held_unchanged(const ft::HeldTensors* held);
 extern "C" __attribute__((visibility("default"))) void ft_release_tensors(ft::HeldTensors* held);
-// StepLibrary::look.
+// The first word of what torch hands over as the first of these tensors.
+extern "C" __attribute__((visibility("default"))) uintptr_t ft_first_word(const ft::HeldTensors* held);
+// TensorLook::look.
 extern "C" __attribute__((visibility("default"))) int ft_look(const void* tensor, ft::Sight* to);

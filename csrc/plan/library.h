@@ -11,22 +11,16 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
-#include <optional>
 
 #include "plan/step_table.h"
 
 namespace ft {
 
-// None of these throws; what release and delete_plan cannot do ends the process.
+// None of these functions throws; what release and delete_plan cannot do ends the process.
 struct StepLibrary {
   // Of the tensors that it holds: whether memory, shape, strides, type and device of each are what they were.
   int (*unchanged)(const void* held) = nullptr;
   void (*release)(void* held) = nullptr;
-  // Looks at an at::Tensor; 0 if it is not strided memory. It is used where the place of one in a Python tensor is
-  // known, in bytes: see plan/payload.h.
-  int (*look)(const void* tensor, Sight* to) = nullptr;
-  std::optional<size_t> payload;
-
   // The norm of the gradients, if it is wanted, and the step. kFailed: why is in `message`. kStoodAside: nothing was
   // done, as what is done now would be done again later.
   int (*step)(void* plan, const StepCall* call, char* message, int64_t capacity) = nullptr;
@@ -35,6 +29,8 @@ struct StepLibrary {
   void (*delete_plan)(void* plan) = nullptr;
   // Whether a step on this device would stand aside now; null where none ever does.
   int (*stands_aside)(int32_t device) = nullptr;
+
+  TensorLook look;
 };
 
 // Something that a library keeps for a table: a plan, or the tensors that it holds, of which reading one by Python

@@ -5,28 +5,30 @@
 #include "plan/chunks.h"
 #include "plan/collected.h"
 #include "plan/integer_rows.h"
-#include "plan/payload.h"
 #include "plan/snapshot.h"
 #include "plan/table.h"
+#include "plan/tensor_offset.h"
 
 namespace py = pybind11;
 
 namespace {
 
 ft::StepLibrary step_library(uintptr_t unchanged, uintptr_t release, uintptr_t look, uintptr_t step, uintptr_t new_plan,
-                             uintptr_t delete_plan, uintptr_t stands_aside, std::optional<size_t> payload) {
+                             uintptr_t delete_plan, uintptr_t stands_aside, std::optional<size_t> tensor_offset) {
   ft::StepLibrary library;
   const auto set = [](auto& function, uintptr_t address) {
     function = reinterpret_cast<std::decay_t<decltype(function)>>(address);
   };
   set(library.unchanged, unchanged);
   set(library.release, release);
-  set(library.look, look);
   set(library.step, step);
   set(library.new_plan, new_plan);
   set(library.delete_plan, delete_plan);
   set(library.stands_aside, stands_aside);
-  library.payload = payload;
+  if (tensor_offset) {
+    set(library.look.look, look);
+    library.look.offset = *tensor_offset;
+  }
   return library;
 }
 
@@ -83,17 +85,18 @@ PYBIND11_MODULE(_plan, m) {
       },
       py::arg("tensor_type"), "Whether this torch.Tensor offers what a table reads tensors with.");
 
-  m.def("payload", &ft::payload_of, py::arg("examples"),
-        "Where tensors keep the at::Tensor that they wrap, in bytes, or None: see plan/payload.h.");
+  m.def("tensor_offset", &ft::tensor_offset, py::arg("examples"),
+        "Of the at::Tensor within these Python tensors, in bytes; None if it is not found: see plan/tensor_offset.h.");
 
   py::class_<ft::Snapshot>(m, "Snapshot", ft::collected<ft::Snapshot>(), "What each of a list of dicts holds now.")
       .def(py::init<const py::list&>(), py::arg("dicts"))
       .def("same", py::overload_cast<const py::list&>(&ft::Snapshot::same, py::const_), py::arg("dicts"),
            "Whether these dicts hold the very same objects in order.");
 
-  py::class_<ft::StepLibrary>(m, "StepLibrary", "The C functions that a table calls, by address: see plan/library.h.")
+  py::class_<ft::StepLibrary>(m, "StepLibrary",
+                              "The C functions that a table calls, by address, and what they need: see plan/library.h.")
       .def(py::init(&step_library), py::arg("unchanged"), py::arg("release"), py::arg("look"), py::arg("step"),
-           py::arg("new_plan"), py::arg("delete_plan"), py::arg("stands_aside"), py::arg("payload"));
+           py::arg("new_plan"), py::arg("delete_plan"), py::arg("stands_aside"), py::arg("tensor_offset"));
 
   py::class_<ft::IntegerRows>(m, "IntegerRows", "Rows of a table as integers: see plan/integer_rows.h.")
       .def(py::init([](const ft::StepTable& table, std::vector<size_t> chosen, const std::vector<std::string>& fields,

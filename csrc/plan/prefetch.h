@@ -8,7 +8,8 @@ constexpr size_t kAhead = 6;  // objects: while so many are looked at, the next 
 
 // Bring the cache line of an address nearer. The address need not be valid any more.
 inline void prefetch(const void* address) { __builtin_prefetch(address); }
-// The same with its neighbours: of the address of a tensor's shape, all that is read of torch's TensorImpl.
+// The same with its neighbours: around the shape of a tensor of up to five dimensions, all that is read of a
+// TensorImpl.
 inline void prefetch_around(const void* address) {
   const char* const line = static_cast<const char*>(address);
   __builtin_prefetch(line - 64);

@@ -5,6 +5,7 @@
 
 #include "plan/chunks.h"
 #include "plan/dtype.h"
+#include "plan/sight.h"
 
 namespace ft {
 
@@ -61,19 +62,10 @@ struct StepCall {
   int64_t* skipped_steps = nullptr;
 };
 
-// A tensor as it is at one moment. Shape and strides are torch's own; the numbers of types and devices are of whoever
-// looked, and compared with those of no one else.
-struct Sight {
-  void* data;
-  const int64_t *shape, *strides;
-  int64_t dims;
-  int32_t dtype, device_type, device_index;
-};
-
 // What the functions of a library that steps tables return; see plan/library.h.
 enum StepStatus : int { kStepped = 0, kFailed = 1, kStoodAside = 2 };
 
-constexpr size_t kFunctions = 3;  // to be raised where one of those functions changes
+constexpr size_t kFunctions = 3;  // to be raised where one of those functions changes, comes or goes
 
 constexpr size_t kLayout[] = {kFunctions,
                               sizeof(StepCall),

@@ -66,7 +66,7 @@ class StepTable {
   // A tensor as it was when the table was built.
   struct Known {
     PyObject* object;
-    Sight sight;  // its shape is where torch had it when last seen: to be fetched ahead, never read
+    Sight sight;  // its shape and strides are torch's, maybe of before: an address to fetch ahead, never read
     size_t dims;  // where its shape, and then its strides, are in dims_
   };
   struct Group {

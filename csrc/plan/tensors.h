@@ -1,4 +1,4 @@
-// Tensors of Python seen from C++ without torch's C++: through the C functions that torch offers for DLPack.
+// Tensors of Python seen from C++ without torch's C++: through the C functions that torch offers, for DLPack or else.
 #pragma once
 #include <ATen/dlpack.h>
 #include <pybind11/pybind11.h>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "plan/dtype.h"
-#include "plan/library.h"
+#include "plan/sight.h"
 
 namespace ft {
 
@@ -22,8 +22,8 @@ inline void* data_of(const DLTensor& x) { return static_cast<char*>(x.data) + x.
 class TensorReader {
  public:
   // tensor_type is torch.Tensor. Throws std::invalid_argument if this torch does not offer the functions.
-  explicit TensorReader(const py::object& tensor_type, const StepLibrary& looking = {})
-      : type_(tensor_type), is_neg_(tensor_type.attr("is_neg")), looking_(looking) {
+  explicit TensorReader(const py::object& tensor_type, const TensorLook& look = {})
+      : type_(tensor_type), is_neg_(tensor_type.attr("is_neg")), look_(look) {
     if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) {
       throw std::invalid_argument("this torch has no torch.Tensor.__dlpack_c_exchange_api__");
     }
@@ -63,9 +63,10 @@ class TensorReader {
     return false;
   }
 
-  // The same, to be compared with what is seen later. In a third of the time where a library looks.
+  // The same, to be compared with what is seen later. Of what is no tensor, nothing may be asked: it must be known to
+  // be torch.Tensor or torch.nn.Parameter, as memory is read where these have it.
   bool look(PyObject* x, Sight& to) const {
-    if (looking_.payload) return looking_.look(reinterpret_cast<const char*>(x) + *looking_.payload, &to) != 0;
+    if (look_.look != nullptr) return look_.look(reinterpret_cast<const char*>(x) + look_.offset, &to) != 0;
     DLTensor seen;
     if (!read(x, seen)) return false;
     const int32_t dtype = seen.dtype.lanes << 16 | seen.dtype.bits << 8 | seen.dtype.code;
@@ -76,7 +77,7 @@ class TensorReader {
 
  private:
   py::object type_, is_neg_, capsule_;
-  StepLibrary looking_;
+  TensorLook look_;
   DLPackDLTensorFromPyObjectNoSync read_ = nullptr;
 };
 

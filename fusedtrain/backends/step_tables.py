@@ -4,7 +4,9 @@ of such steps builds on."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,9 +23,9 @@ class Parts(NamedTuple):
     """`fusedtrain._plan`."""
     holder: ctypes.CDLL
     """The library of ``"cpu"``, which holds tensors of any device, and looks at them."""
-    payload: int | None
-    """Where tensors of Python keep what it looks at, in bytes; None where that is not known, and tables look by
-    themselves."""
+    tensor_offset: int | None
+    """Of what it looks at within a Python tensor, in bytes; None where that is not known, and tensors are read through
+    DLPack."""
 
 
 def same_sources(plan: ModuleType, library: ctypes.CDLL, name: str) -> bool:
@@ -45,17 +47,31 @@ def parts() -> Parts | None:
     if libraries.load_library("cpu") is not None:
         return None
     holder = libraries.functions("cpu")
-    whole = hasattr(plan, "payload") and same_sources(plan, holder, "cpu")
-    return Parts(plan, holder, payload(plan)) if whole and plan.reads_tensors(torch.Tensor) else None
+    whole = hasattr(plan, "tensor_offset") and same_sources(plan, holder, "cpu")
+    return Parts(plan, holder, tensor_offset(plan, holder)) if whole and plan.reads_tensors(torch.Tensor) else None
 
 
-def payload(plan: ModuleType) -> int | None:
-    """See csrc/plan/payload.h. A place counts only if another tensor is there after the two were exchanged."""
-    examples = [torch.empty(2, 3, device="cpu"), torch.nn.Parameter(torch.empty(4, device="cpu"))]
-    place = plan.payload(examples)
-    swapped = [torch.empty(n, device="cpu") for n in (1, 2)]
-    torch.utils.swap_tensors(*swapped)
-    return place if plan.payload(swapped) == place else None
+@functools.cache
+def tensor_offset(plan: ModuleType, holder: ctypes.CDLL) -> int | None:
+    """See csrc/plan/tensor_offset.h; None where anything is not as it is known to be."""
+    # In a thread of its own: tracing and modes, which are a thread's, would note these tensors, or hold on to them.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(_search, plan, holder).result()
+        except Exception:  # all of it is private to torch, and DLPack is not
+            return None
+
+
+def _search(plan: ModuleType, holder: ctypes.CDLL) -> int | None:
+    examples = [torch.empty(2, 3), torch.nn.Parameter(torch.empty(4))]
+    offset: int | None = plan.tensor_offset(examples)
+    torch.utils.swap_tensors(*examples)  # by which the tensors within change places
+    held = ctypes.c_void_p(torch.ops.fusedtrain.hold_tensors.default(examples))
+    holder.ft_first_word.restype = ctypes.c_size_t
+    handed_over = holder.ft_first_word(held)
+    holder.ft_release_tensors(held)
+    as_known = plan.tensor_offset(examples) == offset and handed_over == examples[0]._cdata
+    return offset if as_known else None
 
 
 class TableMaker:
@@ -81,12 +97,12 @@ class TableMaker:
             """0 if there is none of this name."""
             return ctypes.cast(getattr(of, function), ctypes.c_void_p).value or 0 if hasattr(of, function) else 0
 
-        self._library = parts.plan.StepLibrary(
+        self.library = parts.plan.StepLibrary(
             address(parts.holder, "ft_held_unchanged"),
             address(parts.holder, "ft_release_tensors"),
             address(parts.holder, "ft_look"),
             *(address(library, f"ft_{name}_{function}") for function in self.FUNCTIONS),
-            payload=parts.payload,
+            tensor_offset=parts.tensor_offset,
         )
 
     def table(
@@ -115,5 +131,5 @@ class TableMaker:
         types = (torch.Tensor, torch.nn.Parameter)
         hold = torch.ops.fusedtrain.hold_tensors.default
         return self._plan.StepTable(
-            *types, groups, rows, state, keys, entries, steps, hold, self._library, self._on_host
+            *types, groups, rows, state, keys, entries, steps, hold, self.library, self._on_host
         )

@@ -11,11 +11,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import COUNT, OPTIMIZERS, Pair, everything, give_gradients, has_table, interpreted, parameters, place
+from tables import (
+    COUNT,
+    OPTIMIZERS,
+    Pair,
+    assert_same,
+    everything,
+    give_gradients,
+    has_table,
+    interpreted,
+    parameters,
+    place,
+)
 from torch import Tensor
 
 import fusedtrain as ft
 from fusedtrain import dispatch
+from fusedtrain.optim import planned
 
 pytestmark = pytest.mark.usefixtures("stepped_by")
 
@@ -182,20 +194,51 @@ def test_gradients_that_come_and_go(patterns: list[set[int]]) -> None:
         pair.step(seed, tuple(without))
 
 
-def test_a_gradient_of_another_layout_dtype_or_kind_goes_by_lists() -> None:
-    params = parameters()
-    opt = ft.optim.AdamW(params, lr=0.1)
-    for seed in range(2):
-        give_gradients(params, seed)
-        opt.step()
-    assert has_table(opt)
-    params[3].grad = torch.randn(params[3].shape[::-1], device=place()).t()
-    before = params[3].detach().clone()
-    opt.step()
-    assert not torch.equal(params[3], before)
-    params[3].grad = torch.randn(params[3].shape, device=place()).to_sparse()
-    with pytest.raises(RuntimeError, match="sparse"):
-        opt.step()
+class Subclass(Tensor):
+    pass
+
+
+def in_double(p: torch.nn.Parameter, g: Tensor) -> None:
+    p.grad, p.grad_dtype = None, None
+    p.grad = g.double()
+
+
+GRADIENTS: dict[str, Callable[[torch.nn.Parameter, Tensor], object]] = {
+    "transposed in memory": lambda p, g: setattr(p, "grad", g.t().contiguous().t()),
+    "float64": in_double,
+    "a subclass": lambda p, g: setattr(p, "grad", g.as_subclass(Subclass)),
+    "expanded": lambda p, g: setattr(p, "grad", g[:1].expand_as(g)),
+    "another shape": lambda p, g: setattr(p.grad, "data", g.t().contiguous()),
+    "fewer elements": lambda p, g: setattr(p.grad, "data", g[:1].clone()),
+    "more dimensions": lambda p, g: p.grad.unsqueeze_(0),  # type: ignore[union-attr]
+    "fewer dimensions": lambda p, g: setattr(p.grad, "data", g.flatten()),
+    "no dimension": lambda p, g: setattr(p.grad, "data", g.sum()),
+    "sparse": lambda p, g: setattr(p, "grad", g.to_sparse()),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_of_another_layout_dtype_or_kind_goes_by_lists(name: str) -> None:
+    pair = Pair(OPTIMIZERS["AdamW"], max_norm=1.0)
+    pair.step(0)
+    pair.step(1)
+    assert has_table(pair.opt)
+    outcomes = []
+    for params, opt in ((pair.params, pair.opt), (pair.others, pair.plain)):
+        give_gradients(params, 2)
+        assert params[3].grad is not None
+        GRADIENTS[name](params[3], params[3].grad.clone())
+        if opt is pair.plain:
+            opt._planner = planned.Planner()
+            opt._planner.wait = 1  # so none is built
+        try:
+            opt.step()
+            outcomes.append("done")
+        except (RuntimeError, ValueError) as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0] == "done") == (name in list(GRADIENTS)[:4])
+    assert_same(pair.opt, pair.plain)
 
 
 def test_a_gradient_is_let_go_after_the_step() -> None:
