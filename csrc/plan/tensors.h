@@ -105,10 +105,6 @@ inline bool same_device(const DLDevice& a, const DLDevice& b) {
   return a.device_type == b.device_type && a.device_id == b.device_id;
 }
 
-inline bool same_type(const DLDataType& a, const DLDataType& b) {
-  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
-}
-
 // Whether two tensors have the same shape and their elements in the same order of memory.
 inline bool same_layout(const DLTensor& a, const DLTensor& b) {
   const size_t bytes = size_t(a.ndim) * sizeof(int64_t);

@@ -58,7 +58,7 @@ def tensor_offset(plan: ModuleType, holder: ctypes.CDLL) -> int | None:
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(_search, plan, holder).result()
-        except Exception:  # all of it is private to torch, and DLPack is not
+        except (AttributeError, RuntimeError, TypeError):  # all of it is private to torch, and DLPack is not
             return None
 
 

@@ -64,6 +64,12 @@ def has_table(opt: Any) -> bool:
     return opt._planner is not None and opt._planner.table is not None
 
 
+def keep_to_lists(opt: Any) -> None:
+    """For one step: afterwards no table is built."""
+    opt._planner = planned.Planner()
+    opt._planner.wait = 1
+
+
 def everything(opt: Any) -> list[Tensor]:
     values = [p.detach() for g in opt.param_groups for p in g["params"]]
     values += [s[k] for s in opt.state.values() for k in sorted(s) if isinstance(s[k], Tensor)]
@@ -95,8 +101,7 @@ class Pair:
         before = self.opt._planner and self.opt._planner.table
         self.opt.step()
         self.tables_used += before is not None and self.opt._planner.table is before
-        self.plain._planner = planned.Planner()
-        self.plain._planner.wait = 1  # so none is built
+        keep_to_lists(self.plain)
         self.plain.step()
         assert not has_table(self.plain)
         assert_same(self.opt, self.plain)

@@ -78,11 +78,16 @@ def test_a_place_that_tensors_do_not_leave_when_they_are_swapped_is_not_used() -
 
 
 def test_a_torch_that_hands_over_something_else_is_not_looked_into() -> None:
-    holder = SimpleNamespace(
-        ft_first_word=ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(lambda held: 0),
-        ft_release_tensors=parts().holder.ft_release_tensors,
-    )
-    assert step_tables.tensor_offset.__wrapped__(Plan(16, 16), holder) is None
+    real = parts().holder
+    real.ft_first_word.restype = ctypes.c_size_t
+    found = []
+    for difference in (0, 8):
+        word = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(
+            lambda held, difference=difference: real.ft_first_word(ctypes.c_void_p(held)) + difference
+        )
+        holder = SimpleNamespace(ft_first_word=word, ft_release_tensors=real.ft_release_tensors)
+        found.append(step_tables.tensor_offset.__wrapped__(Plan(16, 16), holder))
+    assert found == [16, None]
 
 
 @pytest.mark.parametrize("what", ["_cdata", "swap_tensors"])
