@@ -1,6 +1,6 @@
 """What dropout does to an element, in Triton: see the RNG contract in `fusedtrain.rng`.
 
-What drops is a tuple ``(seed, offset, threshold)``, or None if nothing does.
+What drops is a tuple ``(random state, threshold)``, or None if nothing does.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from fusedtrain import rng
 from fusedtrain.backends.triton_chunks import SPAN
-from fusedtrain.backends.triton_philox import lanes, read_state
+from fusedtrain.backends.triton_philox import read_state, upper_lanes
 
 LEVELS = tl.constexpr(rng.LEVELS)
 
@@ -20,8 +20,7 @@ LEVELS = tl.constexpr(rng.LEVELS)
 def read_drop(rng_state, threshold):
     drop = None
     if rng_state is not None:
-        seed, offset = read_state(rng_state)
-        drop = (seed, offset, threshold)
+        drop = (read_state(rng_state), threshold)
     return drop
 
 
@@ -30,7 +29,9 @@ def keep(drop, chunk):
     """Which elements of the chunks are kept: (C,) -> (C, 8); None if nothing drops."""
     kept = None
     if drop is not None:
-        kept = lanes(drop[0], drop[1], chunk) >= drop[2].to(tl.uint32)
+        # The lower half of the bound is all ones, so that of a word does not matter. At a threshold of 0, which has no
+        # such bound, nothing drops.
+        kept = upper_lanes(drop[0], chunk) > (drop[1].to(tl.uint32) << 16) - 1
     return kept
 
 

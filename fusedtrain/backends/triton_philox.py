@@ -15,10 +15,11 @@ import triton.language as tl
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words and two key words, uint32."""
     for _ in tl.static_range(10):
-        # Products of 64 bits: both of their words for one instruction.
+        # Products of 64 bits: both of their words for one instruction, if LLVM keeps to it. It does while nothing is of
+        # 64 bits but they: so a high word first meets a word of the key, which is no part of a product.
         product0 = c0.to(tl.uint64) * 0xD2511F53
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
-        c0, c2 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0, (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c0, c2 = (product1 >> 32).to(tl.uint32) ^ k0 ^ c1, (product0 >> 32).to(tl.uint32) ^ k1 ^ c3
         c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
         k0 = k0 + 0x9E3779B9
         k1 = k1 + 0xBB67AE85
@@ -27,23 +28,20 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def read_state(rng_state):
-    """(seed, offset) as uint64."""
-    return tl.load(rng_state).to(tl.uint64, bitcast=True), tl.load(rng_state + 1).to(tl.uint64, bitcast=True)
+    """``(seed, offset)`` as words: the two of the key, and of the two counter words that all chunks share."""
+    # Loaded as words: with parts of 64 bits LLVM computes all that follows in 64 bits, at 2 instructions an element.
+    words = rng_state.to(tl.pointer_type(tl.uint32))
+    k0, k1 = tl.load(words), tl.load(words + 1)
+    offset0, offset1 = tl.load(words + 2), tl.load(words + 3)
+    return k0, k1, offset0 >> 2 | offset1 << 30, offset1 >> 2
 
 
 @triton.jit
-def lanes(seed, offset, chunk):
-    """The lanes of elements ``8 chunk`` to ``8 chunk + 7``: chunk int64 (C,) -> uint32 (C, 8). A thread that has a
-    chunk has its lanes, nothing is exchanged."""
+def upper_lanes(state, chunk):
+    """The lanes of elements ``8 chunk`` to ``8 chunk + 7``, each in the upper half of a word whose lower half is any:
+    chunk int64 (C,) -> uint32 (C, 8). A thread that has a chunk has its lanes, nothing is exchanged."""
     zero = (chunk * 0).to(tl.uint32)
-    block = offset >> 2
-    w0, w1, w2, w3 = philox4x32(
-        zero + block.to(tl.uint32),
-        zero + (block >> 32).to(tl.uint32),
-        chunk.to(tl.uint32),
-        (chunk >> 32).to(tl.uint32),
-        seed.to(tl.uint32),
-        (seed >> 32).to(tl.uint32),
-    )
+    k0, k1, c0, c1 = state
+    w0, w1, w2, w3 = philox4x32(zero + c0, zero + c1, chunk.to(tl.uint32), (chunk >> 32).to(tl.uint32), k0, k1)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), [chunk.shape[0], 8])
+    return tl.reshape(tl.join(words << 16, words), [chunk.shape[0], 8])

@@ -110,17 +110,14 @@ def test_lanes_of_elements_beyond_32_bits() -> None:
     triton = pytest.importorskip("triton")
     import triton.language as tl
 
-    from fusedtrain.backends.triton_philox import lanes, read_state
+    from fusedtrain.backends.triton_philox import read_state, upper_lanes
 
     @triton.jit
     def kernel(out, rng_state, first: tl.int64):
-        seed, offset = read_state(rng_state)
-        chunk = first + tl.arange(0, 16)
-        tl.store(
-            out + tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :], lanes(seed, offset, chunk).to(tl.int32)
-        )
+        lanes = upper_lanes(read_state(rng_state), first + tl.arange(0, 16)) >> 16
+        tl.store(out + tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :], lanes.to(tl.int32))
 
-    kernel.fn.__globals__.update(tl=tl, lanes=lanes, read_state=read_state)
+    kernel.fn.__globals__.update(tl=tl, upper_lanes=upper_lanes, read_state=read_state)
     for first in (0, 2**28 - 8, 2**32 - 5, 2**40):
         for state in (STATE, torch.tensor([-1, -1]), torch.tensor([2**63 - 1, -(2**63)])):
             out = torch.zeros(128, dtype=torch.int32, device=DEVICE)
