@@ -59,9 +59,10 @@ inline Pairs operator^(Pairs a, uint32_t word) { return a ^ Pairs::all(word); }
 
 // The lanes of the chunks from `chunk` on, at least n of them: n rounded up to a multiple of 8 kPairs.
 inline void fill_lanes(int64_t seed, int64_t offset, int64_t chunk, uint16_t* lanes, int64_t n) {
+  const PhiloxKeys keys{uint64_t(seed)};
   for (int64_t i = 0; i < n; i += 8 * kPairs, chunk += kPairs) {
     Pairs c01 = Pairs::all(uint64_t(offset) >> 2), c23 = Pairs::chunks(uint64_t(chunk));
-    philox4x32(c01, c23, uint64_t(seed));
+    philox4x32(c01, c23, keys);
     Pairs::store(c01, c23, lanes + i);
   }
 }

@@ -14,9 +14,16 @@ constexpr int kChunk = 8;
 
 // The types that elements of T are computed in: Wide in memory of a thread, Rule within a rule.
 template <class T>
-struct Arithmetic {
+struct Arithmetic;
+template <>
+struct Arithmetic<__half> {
   using Wide = float;
-  using Rule = Coarse;
+  using Rule = Coarse<11>;
+};
+template <>
+struct Arithmetic<__nv_bfloat16> {
+  using Wide = float;
+  using Rule = Coarse<8>;
 };
 template <>
 struct Arithmetic<float> {
@@ -51,54 +58,80 @@ __device__ __forceinline__ WordPair high_word(WordPair pair) { return {pair.high
 __device__ __forceinline__ WordPair operator^(WordPair a, WordPair b) { return {a.low ^ b.low, a.high ^ b.high}; }
 __device__ __forceinline__ WordPair operator^(WordPair a, uint32_t word) { return {a.low ^ word, a.high}; }
 
-// Where the dropout of a call takes its masks from. The bound is one below the threshold: 65536, which keeps nothing,
-// has no bits to spare otherwise.
+// Where the dropout of a call takes its masks from. The bound, in both halves of a word, is one below the threshold:
+// 65536, which keeps nothing, has no bits to spare otherwise.
 struct Drop {
   const int64_t* state;
   int64_t stride;
   bool draws;
-  uint32_t bound;
+  uint32_t bounds;
 
   explicit Drop(const ActLaunch& call, bool may_draw = true)
       : state(call.rng_state),
         stride(call.rng_stride),
         draws(may_draw && call.threshold > 0),
-        bound(draws ? (call.threshold << 16) - 1u : 0u) {}
+        bounds(draws ? (call.threshold - 1u) * 0x10001u : 0u) {}
 };
+
+// Which of two neighbours are kept: those whose lane, of the two in a word, is above the bound.
+struct Kept {
+  bool first, second;
+};
+// Each lane is compared where it lies, or moved, at the upper end of a word. What is below it cannot matter if the
+// lower half of the bound is all ones.
+__device__ __forceinline__ Kept kept_one_by_one(uint32_t lanes, uint32_t bounds) {
+  const uint32_t bound = bounds | 0xffffu;
+  return {lanes << 16 > bound, lanes > bound};
+}
+// By one instruction of sm_90 and sm_100; on others it would be many.
+__device__ __forceinline__ Kept kept_at_once(uint32_t lanes, uint32_t bounds) {
+  bool first_drops, second_drops;
+  __vibmin_u16x2(lanes, bounds, &second_drops, &first_drops);
+  return {!first_drops, !second_drops};
+}
 
 // Which elements of a chunk are kept: all, until lanes are given.
 class Keep {
  public:
-  __device__ __forceinline__ explicit Keep(const Drop& drop) : words_{~0u, ~0u, ~0u, ~0u}, bound_(drop.bound) {}
+  __device__ __forceinline__ explicit Keep(const Drop& drop) : words_{~0u, ~0u, ~0u, ~0u}, bounds_(drop.bounds) {}
 
   __device__ __forceinline__ void set_lanes(WordPair first, WordPair second) {
     words_[0] = first.low, words_[1] = first.high;
     words_[2] = second.low, words_[3] = second.high;
   }
 
-  // Each lane is compared where it lies, or moved, at the upper end of a word: what is below it cannot matter, as the
-  // lower half of the bound is all ones.
-  __device__ __forceinline__ bool operator[](int k) const {
-    return (k % 2 == 0 ? words_[k / 2] << 16 : words_[k / 2]) > bound_;
+  // Calls take(k, kept) for every element of the chunk.
+  template <class Take>
+  __device__ __forceinline__ void for_each(const Take& take) const {
+#pragma unroll
+    for (int k = 0; k < kChunk; k += 2) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+      const Kept kept = kept_at_once(words_[k / 2], bounds_);
+#else
+      const Kept kept = kept_one_by_one(words_[k / 2], bounds_);
+#endif
+      take(k, kept.first);
+      take(k + 1, kept.second);
+    }
   }
   // The same by bits, for loops that are not unrolled.
   __device__ __forceinline__ unsigned bits() const {
     unsigned all = 0;
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) all |= (*this)[k] ? 1u << k : 0u;
+    for_each([&](int k, bool kept) { all |= kept ? 1u << k : 0u; });
     return all;
   }
 
  private:
   uint32_t words_[4];
-  uint32_t bound_;
+  uint32_t bounds_;
 };
 
 class Masks {
  public:
+  // The keys of all rounds are kept: computed where they are needed, they cost more than an instruction an element.
   __device__ __forceinline__ explicit Masks(const Drop& drop) : draws(drop.draws) {
     if (!draws) return;
-    seed_ = uint64_t(drop.state[0]);
+    keys_ = PhiloxKeys(uint64_t(drop.state[0]));
     block_ = uint64_t(drop.state[drop.stride]) / 4;
   }
 
@@ -106,14 +139,15 @@ class Masks {
   __device__ __forceinline__ void draw(int64_t start, Keep& keep) const {
     const uint64_t chunk = uint64_t(start) / kChunk;
     WordPair first = {uint32_t(block_), uint32_t(block_ >> 32)}, second = {uint32_t(chunk), uint32_t(chunk >> 32)};
-    philox4x32(first, second, seed_);
+    philox4x32(first, second, keys_);
     keep.set_lanes(first, second);
   }
 
   const bool draws;
 
  private:
-  uint64_t seed_ = 0, block_ = 0;
+  PhiloxKeys keys_;
+  uint64_t block_;
 };
 
 // Eight elements as they lie in memory, in whole registers.

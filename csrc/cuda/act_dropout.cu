@@ -41,7 +41,9 @@ struct Forward {
   __device__ __forceinline__ Wide dropped(Wide z, bool kept) const {
     Wide v = Wide(Rule::fwd(RuleOf<T>(z))) * scale;
     // So that the backward can tell a kept zero from a dropped one by the output alone.
-    if (mark) v = abs(v) <= kRoundsToZero<T> ? Wide(-0.0) : v;
+    if constexpr (Rule::kSaves == Saves::kOutput) {
+      if (mark) v = abs(v) <= kRoundsToZero<T> ? Wide(-0.0) : v;
+    }
     return kept ? v : Wide(0);
   }
 
@@ -50,8 +52,7 @@ struct Forward {
     Wide v[kChunk];
     unpack(inputs, v);
     if (bias.exists) bias.add_to(v, at.column());
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) v[k] = dropped(v[k], keep[k]);
+    keep.for_each([&](int k, bool kept) { v[k] = dropped(v[k], kept); });
     if (residual.exists) residual.add_to(v, at.start);
     store_chunk(y, at.start, v);
   }

@@ -61,11 +61,10 @@ struct Backward {
     if constexpr (!kFromOutput) {
       if (bias.exists) bias.add_to(s, at.column());
     }
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      d[k] = gradient(d[k], s[k], keep[k]);
+    keep.for_each([&](int k, bool kept) {
+      d[k] = gradient(d[k], s[k], kept);
       sums.add(0, k, d[k]);
-    }
+    });
     store_chunk(dx, at.start, d);
   }
 

@@ -95,38 +95,39 @@ __device__ __forceinline__ void take_elements(const Op& op, const Walk& walk, in
   }
 }
 
-// Whole chunks, kTake at once, from `at` on. What is next is loaded before this is computed: the memory is never idle.
+// How far a thread's chunks of one step are from each other: known beforehand where no sums want them elsewhere.
+template <class Op>
+__device__ __forceinline__ int64_t nearness(const Walk& walk) {
+  return Op::kSums == 0 ? kActThreads * kChunk : walk.near;
+}
+
+// Whole chunks, kTake at a step, from `at` on. What is next is loaded before this is computed: the memory is never
+// idle. In the last step that is the same again, as a load that always happens needs no registers for what was before.
 template <int kTake, class Op, class Sums>
 __device__ __forceinline__ At take_chunks(const Op& op, const Walk& walk, At at, int64_t vectors_end,
                                           const Masks& masks, Sums& sums) {
-  const int64_t end = vectors_end - (kTake - 1) * walk.near;
-  typename Op::Inputs next[kTake];
-  Keep keep[2] = {Keep(walk.drop), Keep(walk.drop)};
+  const int64_t near = nearness<Op>(walk), end = vectors_end - (kTake - 1) * near;
+  if (at.start >= end) return at;
+  const auto chunk = [&](At first, int j) { return j == 0 ? first : walk.moved(first, near, walk.column_near); };
   static_assert(kTake <= 2);
-  const auto load = [&] {
+  typename Op::Inputs next[kTake];
 #pragma unroll
-    for (int j = 0; j < kTake; ++j) next[j] = op.load(j == 0 ? at : walk.moved(at, walk.near, walk.column_near));
-  };
-  bool more = at.start < end;
-  if (more) load();
-  while (more) {
-    typename Op::Inputs inputs[kTake];
-    At ats[kTake];
+  for (int j = 0; j < kTake; ++j) next[j] = op.load(chunk(at, j));
+  Keep keep(walk.drop);
+  bool more;
+  do {
+    const At after = walk.moved(at, walk.step, walk.column_step);
+    more = after.start < end;
 #pragma unroll
     for (int j = 0; j < kTake; ++j) {
-      inputs[j] = next[j];
-      ats[j] = j == 0 ? at : walk.moved(at, walk.near, walk.column_near);
+      const typename Op::Inputs inputs = next[j];
+      next[j] = op.load(chunk(more ? after : at, j));
+      const At here = chunk(at, j);
+      if (masks.draws) masks.draw(here.start, keep);
+      op.whole(here, inputs, keep, sums);
     }
-    at = walk.moved(at, walk.step, walk.column_step);
-    more = at.start < end;
-    if (more) load();
-    if (masks.draws) {
-#pragma unroll
-      for (int j = 0; j < kTake; ++j) masks.draw(ats[j].start, keep[j]);
-    }
-#pragma unroll
-    for (int j = 0; j < kTake; ++j) op.whole(ats[j], inputs[j], keep[j], sums);
-  }
+    at = after;
+  } while (more);
   return at;
 }
 
@@ -140,7 +141,7 @@ __device__ __forceinline__ void follow(const Op& op, const Walk& walk, int64_t s
   if constexpr (kTake > 0) at = take_chunks<kTake>(op, walk, at, vectors_end, masks, sums);
   for (; at.start < end; at = walk.moved(at, walk.step, walk.column_step)) {
     for (int j = 0; j < kChunksOfStep<Op>; ++j) {
-      const At here = j == 0 ? at : walk.moved(at, walk.near, walk.column_near);
+      const At here = j == 0 ? at : walk.moved(at, nearness<Op>(walk), walk.column_near);
       if (here.start >= end) break;
       Keep keep(walk.drop);
       if (masks.draws) masks.draw(here.start, keep);
@@ -182,11 +183,11 @@ __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
 }
 
 // More blocks than are resident at once: with no more, each has its share from the beginning, and processors that are
-// slower than others, by where they lie, come last. But each block has two steps at least, if there are so many: with
-// one it waits for its first data, and for the state of the dropout, with nothing else to do. Of the bandwidth of a
-// copy an H100 reaches 0.88 with one block for each that is resident, 0.96 with 8, 0.98 with 64, which is two steps
-// each, and 0.90 with one step each (gelu, p 0.1, 16384 x 16384 bf16).
-constexpr int64_t kWaves = 64, kLeastSteps = 2;
+// slower than others, by where they lie, come last. But each block has a few steps at least, if there are so many: with
+// one it waits for its first data, and for the state of the dropout, with nothing else to do, and its beginning costs a
+// quarter of a step. Of the bandwidth of a copy an H100 reaches 0.88 with one block for each that is resident, 0.96
+// with 8, which is 16 steps each, 0.98 with two steps each, and 0.90 with one (gelu, p 0.1, 16384 x 16384 bf16).
+constexpr int64_t kWaves = 64, kLeastSteps = 4;
 
 template <class Op>
 cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStream_t stream) {

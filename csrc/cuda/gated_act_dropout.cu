@@ -32,8 +32,7 @@ struct GatedForward {
   __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums&) const {
     Wide gate[kChunk], up[kChunk];
     in.unpack(at, inputs, gate, up);
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) gate[k] = dropped(gate[k], up[k], keep[k]);
+    keep.for_each([&](int k, bool kept) { gate[k] = dropped(gate[k], up[k], kept); });
     store_chunk(y, at.start, gate);
   }
 

@@ -42,12 +42,11 @@ struct GatedBackward {
     Wide d[kChunk], gate[kChunk], up[kChunk];
     unpack(inputs.dy, d);
     in.unpack(at, inputs.x, gate, up);
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      differentiate(d[k], gate[k], up[k], keep[k]);
+    keep.for_each([&](int k, bool kept) {
+      differentiate(d[k], gate[k], up[k], kept);
       sums.add(0, k, gate[k]);
       sums.add(1, k, up[k]);
-    }
+    });
     const int64_t to = in.gate_index(at.start, at.column());
     store_chunk(dx, to, gate);
     store_chunk(dx, to + in.width, up);

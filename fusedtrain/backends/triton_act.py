@@ -53,6 +53,9 @@ from fusedtrain.backends.triton_table import TYPES, AotCase, Size, current
 SCALARS = {"threshold": "i32", "numel": "i64", "whole": "i64", "width": "i64", "row": "i64"}
 """The types of what all of these kernels are told besides tensors."""
 
+COARSE_DIGITS = {torch.float16: 11, torch.bfloat16: 8}
+"""Binary digits of the types whose arithmetic may be coarse."""
+
 
 @triton.jit
 def forward(z, b, r, kept, scale, Y: tl.constexpr, FWD: tl.constexpr, MARK: tl.constexpr, COARSE: tl.constexpr):
@@ -215,7 +218,7 @@ def _size(dtype: torch.dtype, grad: bool = False) -> Size:
 
 def constants(dtype: torch.dtype) -> dict[str, Any]:
     """What kernels for tensors of a dtype are compiled for, besides their rule."""
-    return {"COARSE": dtype.itemsize == 2, "T": tl.float64 if dtype == torch.float64 else tl.float32}
+    return {"COARSE": COARSE_DIGITS.get(dtype, 0), "T": tl.float64 if dtype == torch.float64 else tl.float32}
 
 
 def in_layout_of(x: Tensor, y: Tensor) -> Tensor:

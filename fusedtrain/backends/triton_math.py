@@ -4,7 +4,8 @@ fp32 or fp64.
 They are arithmetic, and so the interpreter and every GPU compute the same. In fp32 each is within a few units in the
 last place, with the minimax fits of ``csrc/rules/platform.h``. With COARSE, for results that are stored in 16 bits, x
 is fp32 and the fits are those of ``csrc/rules/coarse.h``: within 2^-16, a 32nd of a unit in the last place of half
-precision; exponentials, quotients and roots are then the approximations of the hardware.
+precision, but the normal distribution, whose fit goes by the type; exponentials, quotients and roots are then the
+approximations of the hardware. COARSE is the number of binary digits of the type of the results, or 0.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -91,7 +92,7 @@ def exp(x, COARSE: tl.constexpr):
 def expm1(x, COARSE: tl.constexpr):
     if COARSE:
         near = x * x * polynomial(x, (0.0416370407, 0.167098254, 0.50000447)) + x  # relative error 2^-17
-        y = tl.where(tl.abs(x) < 0.25, near, exp(x, True) - 1.0)
+        y = tl.where(tl.abs(x) < 0.25, near, exp(x, COARSE) - 1.0)
     elif x.dtype == tl.float64:
         # Where the power is near 1 the difference would lose what its rounding lost: the logarithm of the rounded power
         # tells how far off it is (Kahan).
@@ -136,11 +137,11 @@ def sigmoids(x, COARSE: tl.constexpr):
     """sigmoid(x) and sigmoid(-x) for the price of one; small results keep their relative accuracy, but of the second
     where it is COARSE: it is for sums with terms of the order of 1."""
     if COARSE:
-        s = 1.0 / (1.0 + exp(0.0 - x, True))
+        s = 1.0 / (1.0 + exp(0.0 - x, COARSE))
         t = 1.0 - s
     else:
-        e = exp(0.0 - tl.abs(x), False)
-        larger = divide(tl.full(e.shape, 1.0, e.dtype), 1.0 + e, False)
+        e = exp(0.0 - tl.abs(x), COARSE)
+        larger = divide(tl.full(e.shape, 1.0, e.dtype), 1.0 + e, COARSE)
         smaller = e * larger
         s = tl.where(x < 0, smaller, larger)
         t = tl.where(x < 0, larger, smaller)
@@ -153,10 +154,15 @@ def sigmoid(x, COARSE: tl.constexpr):
 
 
 @triton.jit
-def coarse_log2_tail(a):
+def coarse_log2_tail(a, COARSE: tl.constexpr):
     """log2(Phi(-a)) for a >= 0. Beyond 13.5, where Phi is below any float, it falls on to -inf."""
-    q = polynomial(a, (-2.07809014e-9, 1.50915056e-7, -4.79825212e-6, 8.84734545e-5, -0.00106105721))
-    return polynomial_on(q, a, (0.00886007119, -0.0544718765, -0.458104759, -1.15134513, -0.999991357))
+    if COARSE <= 8:
+        q = polynomial(a, (-4.09772127e-7, 2.16630888e-5, -0.000482369476, 0.00597702153, -0.0465528741))
+        q = polynomial_on(q, a, (-0.468846828, -1.14577234, -1.00047135))
+    else:
+        q = polynomial(a, (-2.07809014e-9, 1.50915056e-7, -4.79825212e-6, 8.84734545e-5, -0.00106105721))
+        q = polynomial_on(q, a, (0.00886007119, -0.0544718765, -0.458104759, -1.15134513, -0.999991357))
+    return q
 
 
 @triton.jit
@@ -186,7 +192,7 @@ def mills_ratio_double(a):
 def normal_cdf(x, COARSE: tl.constexpr):
     """The normal distribution Phi, accurate in its negative tail."""
     if COARSE:
-        tail = tl.exp2(coarse_log2_tail(tl.abs(x)))
+        tail = tl.exp2(coarse_log2_tail(tl.abs(x), COARSE))
     elif x.dtype == tl.float64:
         a = clamp(tl.abs(x), 0.0, 39.0)  # where Phi(-a) is below any number
         # exp(-a^2 / 2) by parts, since the square of all digits would be rounded.
@@ -206,5 +212,5 @@ def normal_pdf(x, COARSE: tl.constexpr):
     if COARSE:
         y = tl.exp2(x * x * (-0.5 * LOG2_E) - 1.32574806)
     else:
-        y = 0.39894228040143267794 * exp(-0.5 * x * x, False)
+        y = 0.39894228040143267794 * exp(-0.5 * x * x, COARSE)
     return y

@@ -14,7 +14,7 @@ from torch import Tensor
 from fusedtrain import dispatch, rules
 from fusedtrain.backends import Backend
 
-ALLOWED = 0.5 + 1 / 32  # units in the last place: the rounding, and what coarse.h may add to it
+ROUNDING = 0.5  # units in the last place
 SMALLEST = 2.0**-118  # below, powers of x times what is flushed to zero at 2^-126 may be missing
 THROUGH_ZERO = ("gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "hardswish")  # x times a factor: slopes cross zero
 
@@ -44,10 +44,18 @@ def units(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.full_like(x, info.eps), exponent - 1)
 
 
-def assert_within_units(got: Tensor, exact: Tensor, size: Tensor, x: Tensor) -> None:
+def added(activation: str, x: Tensor) -> Tensor | float:
+    """Units in the last place that coarse.h may add to the rounding."""
+    if activation == "gelu" and x.dtype == torch.bfloat16:
+        return torch.where(x.double() > -4, 1 / 10, 1 / 5)
+    return 1 / 32
+
+
+def assert_within_units(activation: str, got: Tensor, exact: Tensor, x: Tensor, *, size: Tensor | None = None) -> None:
     fits = exact.abs() <= torch.finfo(got.dtype).max
     difference = (got.double() - exact).abs()
-    missed = torch.where(exact.abs() < SMALLEST, difference - SMALLEST, difference - ALLOWED * units(size, got.dtype))
+    allowed = (ROUNDING + added(activation, x)) * units(exact if size is None else size, got.dtype)
+    missed = torch.where(exact.abs() < SMALLEST, difference - SMALLEST, difference - allowed)
     missed = missed.nan_to_num(nan=float("inf"))[fits]
     worst = missed.argmax()
     assert float(missed[worst]) <= 0, f"at {float(x[fits][worst])}: {float(difference[fits][worst])} off"
@@ -59,7 +67,7 @@ def test_values(ops: Backend, place: torch.device, activation: str, dtype: torch
     x = every_value(dtype)
     y = ops.act_dropout(x.to(place), None, None, None, 0, activation).cpu()
     exact = rules.ACTIVATIONS[activation].fwd(x.double())
-    assert_within_units(y, exact, exact, x)
+    assert_within_units(activation, y, exact, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -73,7 +81,7 @@ def test_slopes(ops: Backend, place: torch.device, activation: str, dtype: torch
     size = exact.abs()
     if activation in THROUGH_ZERO:  # the factor is one of the terms of the slope
         size = size.maximum((rule.fwd(z) / z).nan_to_num().abs())
-    assert_within_units(dx.cpu(), exact, size, x)
+    assert_within_units(activation, dx.cpu(), exact, x, size=size)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -88,7 +96,7 @@ def test_slopes_from_the_output(ops: Backend, place: torch.device, activation: s
     slope = rules.ACTIVATIONS[activation].grad_from_output
     assert slope is not None
     exact = slope(y.double())
-    assert_within_units(dx.cpu(), exact, exact, y)
+    assert_within_units(activation, dx.cpu(), exact, y)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

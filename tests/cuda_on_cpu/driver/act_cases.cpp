@@ -1,7 +1,7 @@
 // Activation + dropout, plain and gated, both ways.
 #include <vector>
 
-#include "cuda/act_launch.h"
+#include "cuda/act_chunk.cuh"
 #include "driver/check.h"
 #include "rules/activations.h"
 #include "rules/philox.h"
@@ -182,6 +182,25 @@ void shared_cases(Tally& tally, int rule) {
   }
 }
 
+// Both ways of comparing two lanes, of which an architecture has one, around every threshold that is special.
+void lane_cases(Tally& tally) {
+  for (const uint32_t threshold : {1u, 2u, 6554u, 32767u, 32768u, 32769u, 65535u, 65536u}) {
+    const uint32_t lanes[] = {0, 1, threshold - 1, threshold & 0xffffu, 32767, 32768, 65534, 65535};
+    const uint32_t bounds = (threshold - 1) * 0x10001u;
+    for (const uint32_t first : lanes) {
+      for (const uint32_t second : lanes) {
+        const uint32_t word = second << 16 | first;
+        for (const Kept kept : {kept_at_once(word, bounds), kept_one_by_one(word, bounds)}) {
+          tally.expect(kept.first == (first >= threshold) && kept.second == (second >= threshold),
+                       "lanes %u and %u of threshold %u: kept %d and %d", first, second, threshold, int(kept.first),
+                       int(kept.second));
+        }
+      }
+    }
+    ++tally.cases;
+  }
+}
+
 template <class... Rules>
 void all(Tally& tally, TypeList<Rules...>) {
   int rule = 0;
@@ -189,6 +208,7 @@ void all(Tally& tally, TypeList<Rules...>) {
     ((Rules::kName == Gelu::kName ? shared_cases(tally, rule) : void(), ++rule), ...);
     return;
   }
+  lane_cases(tally);
   (rule_cases<Rules>(tally, rule++), ...);
   rule = 0;
   ((Rules::kName == Gelu::kName || Rules::kName == Relu::kName ? shape_cases<Rules>(tally, rule) : void(), ++rule),
