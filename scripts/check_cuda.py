@@ -157,6 +157,7 @@ def measure(hot: HotKernel, found: Compiled, disassembler: str, compiled: str, m
     found.loops[hot.title] = {
         "elements": loop.elements,
         "128-bit loads": loop.cost.wide_loads,
+        "until all is loaded": loop.cost.until_loaded,
         "128-bit stores": loop.cost.wide_stores,
         "instructions": round(total, 3),
         "integer": round(loop.cost.integer / loop.elements, 3),

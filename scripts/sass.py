@@ -9,7 +9,7 @@ follows.
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 
 VECTOR_BYTES = 8
@@ -67,6 +67,7 @@ class Instruction:
             double=int(DOUBLE.match(self.opcode) is not None),
             wide_loads=int(moved.loaded >= 16),
             wide_stores=int(moved.stored >= 16),
+            until_loaded=int(moved.loaded > 0),
         )
 
 
@@ -84,16 +85,21 @@ class Moved:
 
 @dataclass(frozen=True)
 class Cost:
-    """Instructions of an iteration of a loop: all, those of integers and of doubles, loads and stores of 16 bytes."""
+    """Instructions of an iteration of a loop: all, those of integers and of doubles, loads and stores of 16 bytes; and
+    all up to the last load of a vector: how early a loop that loads ahead does so."""
 
     total: int = 0
     integer: int = 0
     double: int = 0
     wide_loads: int = 0
     wide_stores: int = 0
+    until_loaded: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        """What comes of doing the other after this."""
+        sums = Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        until = self.total + other.until_loaded if other.until_loaded else self.until_loaded
+        return replace(sums, until_loaded=until)
 
 
 @dataclass(frozen=True)

@@ -56,21 +56,21 @@ def test_the_longest_way_that_moves_just_the_bytes_of_an_element_counts() -> Non
     loop = sass.main_loop(code(), loads=2, stores=2)
     # Without the operand at 0x40, with the work at 0x70: eight instructions, of which two are arithmetic of integers.
     assert loop == sass.MainLoop(
-        elements=8, loaded=16, stored=16, cost=sass.Cost(8, integer=2, wide_loads=1, wide_stores=1)
+        elements=8, loaded=16, stored=16, cost=sass.Cost(8, integer=2, wide_loads=1, wide_stores=1, until_loaded=1)
     )
 
 
 def test_with_its_operand_it_is_another_loop() -> None:
     loop = sass.main_loop(code(), loads=4, stores=2)
     assert loop == sass.MainLoop(
-        elements=8, loaded=32, stored=16, cost=sass.Cost(10, integer=2, wide_loads=2, wide_stores=1)
+        elements=8, loaded=32, stored=16, cost=sass.Cost(10, integer=2, wide_loads=2, wide_stores=1, until_loaded=3)
     )
 
 
 def test_a_loop_that_only_reads_counts_by_what_it_reads() -> None:
     reads = LISTING.replace("STG.E.128 desc[UR4][R20.64], R4", "DFMA R4, R4, R4, R4")
     loop = sass.main_loop(code(reads), loads=4, stores=0)
-    assert loop == sass.MainLoop(8, 32, 0, sass.Cost(10, integer=2, double=1, wide_loads=2))
+    assert loop == sass.MainLoop(8, 32, 0, sass.Cost(10, integer=2, double=1, wide_loads=2, until_loaded=3))
 
 
 def test_a_loop_that_only_reads_is_known_by_its_doubles() -> None:

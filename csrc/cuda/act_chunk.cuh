@@ -83,7 +83,7 @@ __device__ __forceinline__ Kept kept_one_by_one(uint32_t lanes, uint32_t bounds)
   const uint32_t bound = bounds | 0xffffu;
   return {lanes << 16 > bound, lanes > bound};
 }
-// By one instruction of sm_90 and sm_100; on others it would be many.
+// By one instruction of sm_90 to sm_103; on others it would be many.
 __device__ __forceinline__ Kept kept_at_once(uint32_t lanes, uint32_t bounds) {
   bool first_drops, second_drops;
   __vibmin_u16x2(lanes, bounds, &second_drops, &first_drops);
@@ -105,7 +105,7 @@ class Keep {
   __device__ __forceinline__ void for_each(const Take& take) const {
 #pragma unroll
     for (int k = 0; k < kChunk; k += 2) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
       const Kept kept = kept_at_once(words_[k / 2], bounds_);
 #else
       const Kept kept = kept_one_by_one(words_[k / 2], bounds_);
@@ -126,12 +126,15 @@ class Keep {
   uint32_t bounds_;
 };
 
+// For elements of T. Of 16 bits the keys of all rounds are kept: computed where they are needed, they cost more than an
+// instruction an element. That they are zeros where nothing is drawn is what keeps them in uniform registers. With
+// wider elements there are not registers enough, and their memory costs more than instructions do.
+template <class T>
 class Masks {
  public:
-  // The keys of all rounds are kept: computed where they are needed, they cost more than an instruction an element.
   __device__ __forceinline__ explicit Masks(const Drop& drop) : draws(drop.draws) {
     if (!draws) return;
-    keys_ = PhiloxKeys(uint64_t(drop.state[0]));
+    keys_ = Keys(uint64_t(drop.state[0]));
     block_ = uint64_t(drop.state[drop.stride]) / 4;
   }
 
@@ -139,15 +142,16 @@ class Masks {
   __device__ __forceinline__ void draw(int64_t start, Keep& keep) const {
     const uint64_t chunk = uint64_t(start) / kChunk;
     WordPair first = {uint32_t(block_), uint32_t(block_ >> 32)}, second = {uint32_t(chunk), uint32_t(chunk >> 32)};
-    philox4x32(first, second, keys_);
+    philox4x32(first, second, PhiloxKeys(keys_));
     keep.set_lanes(first, second);
   }
 
   const bool draws;
 
  private:
-  PhiloxKeys keys_;
-  uint64_t block_;
+  using Keys = std::conditional_t<sizeof(T) == 2, PhiloxKeys, uint64_t>;  // or the seed
+  Keys keys_{};
+  uint64_t block_ = 0;
 };
 
 // Eight elements as they lie in memory, in whole registers.

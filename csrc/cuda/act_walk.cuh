@@ -95,18 +95,20 @@ __device__ __forceinline__ void take_elements(const Op& op, const Walk& walk, in
   }
 }
 
-// How far a thread's chunks of one step are from each other: known beforehand where no sums want them elsewhere.
+// How far a thread's chunks of one step are from each other where no sums want them elsewhere.
+constexpr int64_t kFlatNear = kActThreads * kChunk;
+
 template <class Op>
-__device__ __forceinline__ int64_t nearness(const Walk& walk) {
-  return Op::kSums == 0 ? kActThreads * kChunk : walk.near;
+__device__ __forceinline__ int64_t near_of(const Walk& walk) {
+  return Op::kSums == 0 ? kFlatNear : walk.near;
 }
 
 // Whole chunks, kTake at a step, from `at` on. What is next is loaded before this is computed: the memory is never
-// idle. In the last step that is the same again, as a load that always happens needs no registers for what was before.
+// idle. The last step loads its own chunks again: loads that always happen need no copies of what was there before.
 template <int kTake, class Op, class Sums>
 __device__ __forceinline__ At take_chunks(const Op& op, const Walk& walk, At at, int64_t vectors_end,
-                                          const Masks& masks, Sums& sums) {
-  const int64_t near = nearness<Op>(walk), end = vectors_end - (kTake - 1) * near;
+                                          const Masks<typename Op::Elements>& masks, Sums& sums) {
+  const int64_t near = near_of<Op>(walk), end = vectors_end - (kTake - 1) * near;
   if (at.start >= end) return at;
   const auto chunk = [&](At first, int j) { return j == 0 ? first : walk.moved(first, near, walk.column_near); };
   static_assert(kTake <= 2);
@@ -118,13 +120,17 @@ __device__ __forceinline__ At take_chunks(const Op& op, const Walk& walk, At at,
   do {
     const At after = walk.moved(at, walk.step, walk.column_step);
     more = after.start < end;
+    typename Op::Inputs inputs[kTake];
 #pragma unroll
     for (int j = 0; j < kTake; ++j) {
-      const typename Op::Inputs inputs = next[j];
+      inputs[j] = next[j];
       next[j] = op.load(chunk(more ? after : at, j));
+    }
+#pragma unroll
+    for (int j = 0; j < kTake; ++j) {
       const At here = chunk(at, j);
       if (masks.draws) masks.draw(here.start, keep);
-      op.whole(here, inputs, keep, sums);
+      op.whole(here, inputs[j], keep, sums);
     }
     at = after;
   } while (more);
@@ -136,12 +142,12 @@ template <class Op, class Sums>
 __device__ __forceinline__ void follow(const Op& op, const Walk& walk, int64_t start, int64_t vectors_end, int64_t end,
                                        Sums& sums) {
   constexpr int kTake = Op::kTake;
-  const Masks masks(walk.drop);
+  const Masks<typename Op::Elements> masks(walk.drop);
   At at = {start, int32_t(walk.column_of(start) / kChunk)};
   if constexpr (kTake > 0) at = take_chunks<kTake>(op, walk, at, vectors_end, masks, sums);
   for (; at.start < end; at = walk.moved(at, walk.step, walk.column_step)) {
     for (int j = 0; j < kChunksOfStep<Op>; ++j) {
-      const At here = j == 0 ? at : walk.moved(at, nearness<Op>(walk), walk.column_near);
+      const At here = j == 0 ? at : walk.moved(at, near_of<Op>(walk), walk.column_near);
       if (here.start >= end) break;
       Keep keep(walk.drop);
       if (masks.draws) masks.draw(here.start, keep);
@@ -183,10 +189,11 @@ __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
 }
 
 // More blocks than are resident at once: with no more, each has its share from the beginning, and processors that are
-// slower than others, by where they lie, come last. But each block has a few steps at least, if there are so many: with
-// one it waits for its first data, and for the state of the dropout, with nothing else to do, and its beginning costs a
-// quarter of a step. Of the bandwidth of a copy an H100 reaches 0.88 with one block for each that is resident, 0.96
-// with 8, which is 16 steps each, 0.98 with two steps each, and 0.90 with one (gelu, p 0.1, 16384 x 16384 bf16).
+// slower than others, by where they lie, come last. But each thread has a few steps at least, if there are so many:
+// with one it waits for its first data, and for the state of the dropout, with nothing else to do. Of the bandwidth of
+// a copy an H100 reached 0.88 with one block for each that is resident, 0.96 with 8, which was 16 steps each, 0.98 with
+// 64, two steps each, and 0.90 with one step each (gelu, p 0.1, 16384 x 16384 bf16). Four are not measured: to begin
+// costs a thread a quarter of a step, which counts where instructions bind it, as on an H200.
 constexpr int64_t kWaves = 64, kLeastSteps = 4;
 
 template <class Op>
@@ -200,11 +207,11 @@ cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStre
     walk.set_steps(kTileRows * plan.row, kChunksOfStep<Op> * kTileRows * plan.row);
     if (const cudaError_t error = plan.reset(stream)) return error;
   } else {
-    constexpr int64_t kBlockElements = kChunksOfStep<Op> * kActThreads * kChunk;
+    constexpr int64_t kBlockElements = kChunksOfStep<Op> * kFlatNear;
     if (const cudaError_t error = resident_blocks<act_kernel<Op>>(kActThreads, &blocks)) return error;
     const int64_t steps = (walk.numel + kBlockElements - 1) / kBlockElements;
     blocks = std::min({steps, blocks * kWaves, std::max(blocks, steps / kLeastSteps)});
-    walk.set_steps(kActThreads * kChunk, blocks * kBlockElements);
+    walk.set_steps(kFlatNear, blocks * kBlockElements);
   }
   return launch(act_kernel<Op>, blocks, kActThreads, stream, op, walk, plan);
 }

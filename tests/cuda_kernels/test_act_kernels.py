@@ -20,7 +20,7 @@ from fusedtrain.testing import assert_as_accurate, error
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 THRESHOLDS = tuple(rng.drop_threshold(p) for p in (0.0, 0.1, 0.5, 1.0))
-SIZES = (0, 1, 7, 8, 9, 2049, 9001)  # of elements: the last takes several blocks and rounds, and a part of a chunk
+SIZES = (0, 1, 7, 8, 9, 2049, 17003)  # of elements: the last takes several blocks and steps, and a part of a chunk
 RESIDENT = 2  # blocks that the emulation holds at once, unless told otherwise
 STATE = torch.tensor([-(2**62) - 12345, 2**40 + 4])
 OUTPUT_RULES = [name for name, rule in rules.ACTIVATIONS.items() if rule.grad_from_output is not None]

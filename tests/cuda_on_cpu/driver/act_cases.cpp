@@ -190,11 +190,14 @@ void lane_cases(Tally& tally) {
     for (const uint32_t first : lanes) {
       for (const uint32_t second : lanes) {
         const uint32_t word = second << 16 | first;
-        for (const Kept kept : {kept_at_once(word, bounds), kept_one_by_one(word, bounds)}) {
-          tally.expect(kept.first == (first >= threshold) && kept.second == (second >= threshold),
-                       "lanes %u and %u of threshold %u: kept %d and %d", first, second, threshold, int(kept.first),
-                       int(kept.second));
-        }
+        const Kept exact = {first >= threshold, second >= threshold};
+        const Kept at_once = kept_at_once(word, bounds), one_by_one = kept_one_by_one(word, bounds);
+        tally.expect(at_once.first == exact.first && at_once.second == exact.second,
+                     "lanes %u and %u, threshold %u, at once: kept %d and %d", first, second, threshold,
+                     int(at_once.first), int(at_once.second));
+        tally.expect(one_by_one.first == exact.first && one_by_one.second == exact.second,
+                     "lanes %u and %u, threshold %u, one by one: kept %d and %d", first, second, threshold,
+                     int(one_by_one.first), int(one_by_one.second));
       }
     }
     ++tally.cases;
