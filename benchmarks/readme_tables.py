@@ -17,6 +17,10 @@ _WORDS = {1: "one thread", 2: "two threads", 4: "four threads", 8: "eight thread
 _HOST_ROW = "clip + AdamW, 1000 tensors of 100"
 _BASELINES = {"torch-fused": "`clip_grad_norm_ + AdamW(fused=True)`", "torch-eager": "the activation, `F.dropout`"}
 _IN_LOOP = " (loop)"
+_HOW = (
+    "`make bench` measures yours. Each row is checked against fp64 before it is timed, both sides are timed in turn, "
+    "and the ratio is the median of the rounds.\n"
+)
 _BOUND_BY_MEMORY = 0.2
 """Share of the bandwidth of a copy; what is below waits for the host."""
 
@@ -24,13 +28,14 @@ _BOUND_BY_MEMORY = 0.2
 def figures(folder: Path) -> str:
     """What stands between the markers: a table for each machine whose ratios `ratios.py` recorded and for each run on a
     GPU, and a link to each report of a whole run on a CPU."""
+    ratios = []
     parts = []
     links = []
     for path in sorted(folder.glob("*.json")):
         measured = json.loads(path.read_text("utf-8"))
         name = path.relative_to(folder.parent.parent).as_posix()
         if measured.get("kind") != "fusedtrain-bench":
-            parts.append(_table(measured, name))
+            ratios.append(_table(measured, name))
         elif measured["machine"].get("gpus"):
             parts.append(_gpu_table(measured, name))
         else:
@@ -38,10 +43,12 @@ def figures(folder: Path) -> str:
             shown = ", ".join(f"[{p.suffix[1:]}]({p.relative_to(folder.parent.parent).as_posix()})" for p in reports)
             what = f"{', '.join(measured['options']['suites'])} on {_machine(measured)}, {len(measured['rows'])} rows"
             links.append(f"- {what}: [JSON]({name})" + f", {shown}" * bool(shown))
+    if ratios:
+        ratios.append(_HOW)
     if links:
         told = "Whole runs of `python -m fusedtrain bench`, with what others' optimizers take, scaling and memory:"
         parts.append("\n".join([told, "", *links]) + "\n")
-    return "\n".join(parts)
+    return "\n".join(ratios + parts)
 
 
 def _machine(measured: dict[str, Any]) -> str:
@@ -58,11 +65,7 @@ def _table(measured: dict[str, Any], name: str) -> str:
         if row["target"] is not None and "ratio" in row:
             spread = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
             lines.append(f"| {row['name']} | `{row['baseline']}` | **{row['ratio']:.2f}x** ({spread}) |")
-    told = (
-        f"On {_machine(measured)}, torch {_torch(measured)}: [`{name}`]({name}); `make bench` measures yours. Each row "
-        "is checked against fp64 before it is timed, both sides are timed in turn, and the ratio is the median of the "
-        "rounds."
-    )
+    told = f"On {_machine(measured)}, torch {_torch(measured)}: [`{name}`]({name})."
     host = next((row for row in measured["rows"] if row["name"] == _HOST_ROW and "ours_us" in row), None)
     if host is not None:
         told += (
