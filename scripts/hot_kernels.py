@@ -9,6 +9,10 @@ from dataclasses import dataclass
 # is 7.8 for a byte; but at 7.0 the forward of gelu had three quarters of the bandwidth of a copy. Now it takes 5.9.
 BUDGETS = {"90": 6.0}
 
+# By when an iteration has to have loaded, as a share of its instructions: a compiler that is short of registers moves
+# loads down to where some are free, and the memory idles.
+LATEST_LOAD = 0.25
+
 
 @dataclass(frozen=True)
 class HotKernel:

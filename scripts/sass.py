@@ -86,7 +86,7 @@ class Moved:
 @dataclass(frozen=True)
 class Cost:
     """Instructions of an iteration of a loop: all, those of integers and of doubles, loads and stores of 16 bytes; and
-    all up to the last load of a vector: how early a loop that loads ahead does so."""
+    all from the first up to the last load of a vector, with that: how early a loop that loads ahead does so."""
 
     total: int = 0
     integer: int = 0

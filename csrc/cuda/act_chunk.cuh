@@ -2,6 +2,7 @@
 // and how they are moved.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/act_launch.h"
 #include "cuda/elements.cuh"
@@ -127,8 +128,8 @@ class Keep {
 };
 
 // For elements of T. Of 16 bits the keys of all rounds are kept: computed where they are needed, they cost more than an
-// instruction an element. That they are zeros where nothing is drawn is what keeps them in uniform registers. With
-// wider elements there are not registers enough, and their memory costs more than instructions do.
+// instruction an element. That they are zeros where nothing is drawn is what keeps them in uniform registers. Of wider
+// elements the seed is: there are not registers enough, and memory binds these kernels, not instructions.
 template <class T>
 class Masks {
  public:
@@ -149,7 +150,7 @@ class Masks {
   const bool draws;
 
  private:
-  using Keys = std::conditional_t<sizeof(T) == 2, PhiloxKeys, uint64_t>;  // or the seed
+  using Keys = std::conditional_t<sizeof(T) == 2, PhiloxKeys, uint64_t>;
   Keys keys_{};
   uint64_t block_ = 0;
 };

@@ -1,12 +1,12 @@
 // The arithmetic of rules whose results are stored in 16 bits: a float and cheaper functions of it.
 //
 // Each is within 2^-16 of its value, a 32nd of a unit in the last place of half precision and less of bfloat16. The
-// normal distribution, which costs most, is so down to 6e-5; below, where only bfloat16 reaches, within 2^-13. If what
-// is stored has no more than the 8 digits of bfloat16 it is within 2^-11.5, a 10th of a unit in the last place, below
-// 3e-5 within 2^-10.5, and below 2^-121, where that fit ends, within 2^-8; a sum over rows, stored in 32 bits, is then
-// of such terms. On the device exponentials, quotients and roots are the approximations of the hardware, good to 2^-21.
-// They, and so these functions, flush to zero what is below the smallest normal float. On the host they are exact and
-// flush as well, so that it shows the polynomials' error. Those are minimax fits as in platform.h.
+// normal distribution, which costs most, is so down to 6e-5; below, where half precision is subnormal, within 2^-13. If
+// what is stored has no more than the 8 digits of bfloat16 it is within 2^-11.5, a 10th of a unit in the last place,
+// below 3e-5 within 2^-10.5, and below 2^-121, where that fit ends, within 2^-8; a sum over rows, stored in 32 bits, is
+// then of such terms. On the device exponentials, quotients and roots are the approximations of the hardware, good to
+// 2^-21. They, and so these functions, flush to zero what is below the smallest normal float. On the host they are
+// exact and flush as well, so that it shows the polynomials' error. Those are minimax fits as in platform.h.
 #pragma once
 #include "platform.h"
 

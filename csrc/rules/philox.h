@@ -23,7 +23,7 @@ FT_HD uint64_t high_word(uint64_t pair) { return pair >> 32; }
 // What the ten rounds mix in: two words each.
 struct PhiloxKeys {
   static constexpr int kRounds = 10;
-  uint32_t words[kRounds][2] = {};
+  uint32_t words[kRounds][2];
 
   PhiloxKeys() = default;
   explicit FT_HD PhiloxKeys(uint64_t seed) {

@@ -24,14 +24,16 @@ def test_the_readme_is_as_made_from_the_results() -> None:
 def test_another_measurement_makes_another_table(tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
-    (source,) = [path for path in sorted(RESULTS.glob("*.json")) if "ratio" in json.loads(path.read_text())["rows"][0]]
+    source, *_ = [path for path in sorted(RESULTS.glob("*.json")) if "ratio" in json.loads(path.read_text())["rows"][0]]
     measured = json.loads(source.read_text("utf-8"))
-    measured["rows"][0] |= {"ratio": 7.25, "ratios": [7.0, 7.25, 8.0]}
+    measured["rows"][0] |= {"ratio": 7.25, "ratios": [7.0, 7.25, 8.0], "target": 7.0}
+    measured["rows"][1] |= {"ratio": 6.5, "ratios": [6.0, 6.5, 7.0], "target": 7.0}
     (folder / "new.json").write_text(json.dumps(measured))
     readme = f"before\n{readme_tables.BEGIN}old{readme_tables.END}\nafter\n"
     found = readme_tables.updated(readme, folder)
     assert found.startswith("before\n") and found.endswith("after\n") and "old" not in found
-    assert "**7.25x** (7.00 to 8.00)" in found
+    assert "**7.25x** (7.00 to 8.00) |" in found
+    assert "**6.50x** (6.00 to 7.00); 7.0x was aimed at |" in found
     assert "benchmarks/results/new.json" in found
     assert readme_tables.updated(found, folder) == found
 

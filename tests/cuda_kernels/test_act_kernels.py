@@ -197,7 +197,7 @@ def test_the_state_may_have_any_stride(ops: Backend, place: torch.device) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("rows", [1, 130])
 @pytest.mark.parametrize("width", [8, 9, 136])
 def test_any_alignment_and_nothing_outside(
     ops: Backend, place: torch.device, width: int, rows: int, dtype: torch.dtype

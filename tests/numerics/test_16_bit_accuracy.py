@@ -27,6 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 
 @pytest.fixture(scope="module", params=["cuda", "triton"])
 def ops(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "triton" and torch.cuda.is_available():
+        pytest.skip("tests/gpu does it there")
     emulated = request.param == "cuda" and not torch.cuda.is_available()
     backend = cuda_emulation.load() if emulated else dispatch.load(request.param)
     if backend.why_not:
