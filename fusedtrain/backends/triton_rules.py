@@ -1,7 +1,7 @@
 """The activation rules in Triton: fwd(x), grad(x) and, where the output a = fwd(x) determines it, grad_from_output(a).
 The specification, with the equation and source of each, is `fusedtrain.rules`; updates are in `triton_updates`.
 
-Each takes a tensor of fp32 or fp64 and whether its result may be COARSE (see `triton_math`).
+Each takes a tensor of fp32 or fp64 and how COARSE its result may be (see `triton_math`).
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
