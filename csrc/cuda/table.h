@@ -31,8 +31,9 @@ struct TableLayout {
   int64_t row_count, chunk_count = 0, hyper_bytes;
   int64_t rows, hyper, first_chunk, counters, uploaded, partials, bytes;
 
-  // What a step or a norm counts with: two tickets, then for each row its pending chunks. All are 0 when uploaded.
-  static constexpr int64_t kTickets = 2;
+  // What a step or a norm counts with: a ticket of each, the chunks that are claimed, then for each row its pending
+  // chunks. All are 0 when uploaded.
+  static constexpr int64_t kTickets = 3;
 
   TableLayout(const Row* from, int64_t count, int64_t hyper_size)
       : row_count(count), hyper_bytes(hyper_size * int64_t(sizeof(double))) {
@@ -85,6 +86,7 @@ inline StepArgs step_args(const StepCall& call, const TableLayout<StepRow>& layo
   args.table = layout.table(memory);
   args.pending = layout.pending(memory);
   args.ticket = layout.ticket(memory, 0);
+  args.claimed = layout.ticket(memory, 2);
   args.hyper = call.hyper_here ? call.hyper : reinterpret_cast<const double*>(memory + layout.hyper);
   args.hyper_columns = call.hyper_columns;
   args.norm = call.norm;

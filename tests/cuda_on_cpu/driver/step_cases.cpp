@@ -63,6 +63,7 @@ void one(Tally& tally, int32_t rule, const std::vector<int64_t>& sizes, Types ty
   args.table = layout.table(base);
   args.pending = layout.pending(base);
   args.ticket = layout.ticket(base, 0);
+  args.claimed = layout.ticket(base, 2);
   args.hyper = reinterpret_cast<const double*>(base + layout.hyper);
   args.hyper_columns = kLaunchHyper + Rule::kHyper;
   args.norm = {&norm, DType::kDouble};
