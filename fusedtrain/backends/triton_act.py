@@ -22,7 +22,6 @@ from fusedtrain.backends.triton_chunks import (
     ROWS,
     SPAN,
     TILE,
-    WARPS,
     columns_of,
     is_aligned,
     last_place_of,
@@ -48,7 +47,8 @@ from fusedtrain.backends.triton_dropout import (
     unscale,
 )
 from fusedtrain.backends.triton_rules import ACTIVATIONS
-from fusedtrain.backends.triton_table import TYPES, AotCase, Size, current
+from fusedtrain.backends.triton_sizes import backward_size, forward_size
+from fusedtrain.backends.triton_table import TYPES, AotCase, current
 
 SCALARS = {"threshold": "i32", "numel": "i64", "whole": "i64", "width": "i64", "row": "i64"}
 """The types of what all of these kernels are told besides tensors."""
@@ -206,16 +206,6 @@ def act_dropout_grad_kernel(
         finish_sums((sum,), partials, totals, tickets, dbias, tile, strip, strips, row, width)
 
 
-def size_of(dtype: torch.dtype, coarse: int, exact: int) -> Size:
-    """Of a program, by the registers of kernels for 16 bits and for fp32; those for fp64 take all there are."""
-    return Size(WARPS, {2: coarse, 4: exact, 8: 255}[dtype.itemsize])
-
-
-def _size(dtype: torch.dtype, grad: bool = False) -> Size:
-    # The fewer registers, the more programs are resident, and the faster is the forward; the backward is not.
-    return size_of(dtype, 80 if grad else 64, 128)
-
-
 def constants(dtype: torch.dtype) -> dict[str, Any]:
     """What kernels for tensors of a dtype are compiled for, besides their rule."""
     return {"COARSE": COARSE_DIGITS.get(dtype, 0), "T": tl.float64 if dtype == torch.float64 else tl.float32}
@@ -241,8 +231,8 @@ def _launch_forward(
     """From contiguous tensors; y may be x."""
     if x.numel() == 0:
         return
-    width = checks.width_of(x)
-    plan = plan_of(_size(x.dtype), x.device, x.numel(), None if bias is None else width)
+    width, size = checks.width_of(x), forward_size(x.dtype, alone=bias is None and residual is None)
+    plan = plan_of(size, x.device, x.numel(), None if bias is None else width)
     with current(x.device):
         act_dropout_kernel[plan.programs](
             x,
@@ -259,7 +249,7 @@ def _launch_forward(
             # So that the backward can tell a kept zero from a dropped one by the output alone.
             MARK=residual is None and rules.ACTIVATIONS[activation].saves == "output",
             **constants(x.dtype),
-            **_size(x.dtype).options(),
+            **size.options(),
         )
 
 
@@ -315,7 +305,8 @@ def act_dropout_grad(
     dys = dy.contiguous()
     saved, bias, rng_state = checks.contiguous(saved, None if from_output else bias, rng_state)
     columns = needs_bias_grad or bias is not None
-    plan = plan_of(_size(dy.dtype, grad=True), dy.device, dy.numel(), width if columns else None, needs_bias_grad)
+    size = backward_size(dy.dtype, alone=not columns)
+    plan = plan_of(size, dy.device, dy.numel(), width if columns else None, needs_bias_grad)
     sums = (dbias, *Sums.of(plan, 1, dbias)) if needs_bias_grad else (None,) * 4
     with current(dy.device):
         act_dropout_grad_kernel[plan.programs](
@@ -333,7 +324,7 @@ def act_dropout_grad(
             GRAD=rule.grad_from_output if from_output else rule.grad,
             FROM_OUTPUT=from_output,
             **constants(dy.dtype),
-            **_size(dy.dtype, grad=True).options(),
+            **size.options(),
         )
     return in_layout_of(like, dx), dbias
 
@@ -349,23 +340,26 @@ def aot_choices() -> Iterator[tuple[str, torch.dtype]]:
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional, and one of each
-    kind with nothing."""
+    """The kernels of this module, for compilation ahead of time: every rule, with all that is optional, and in 16 bits
+    alone, since there are fewer registers then; one of each kind with nothing."""
     for activation, dtype in aot_choices():
         rule, t = ACTIVATIONS[activation], TYPES[dtype]
         x, wide = f"*{t.name}", "*fp64" if dtype == torch.float64 else "*fp32"
         marks = rules.ACTIVATIONS[activation].saves == "output"
-        bare = dtype == torch.bfloat16 and activation in ("identity", "relu")
+        is_16_bit, bare = dtype.itemsize == 2, dtype == torch.bfloat16 and activation in ("identity", "relu")
         forward_case = AotCase(
             f"act_dropout_kernel[{activation}, {t}]",
             act_dropout_kernel,
             {"x": x, "bias": x, "residual": x, "rng_state": "*i64", "y": x, **SCALARS},
             {"FWD": rule.fwd, "MARK": marks, **constants(dtype)},
-            _size(dtype).options(),
+            forward_size(dtype, alone=False).options(),
         )
         yield forward_case
+        alone = forward_case._replace(options=forward_size(dtype, alone=True).options()).without("bias", "residual")
+        if is_16_bit:
+            yield alone
         if bare:
-            yield forward_case.without("bias", "residual", "rng_state")
+            yield alone.without("rng_state")
         sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
         types = {"dy": x, "saved": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS}
         grad_case = AotCase(
@@ -373,20 +367,22 @@ def aot_cases() -> Iterator[AotCase]:
             act_dropout_grad_kernel,
             types,
             {"GRAD": rule.grad, "FROM_OUTPUT": False, **constants(dtype)},
-            _size(dtype, grad=True).options(),
+            backward_size(dtype, alone=False).options(),
         )
         yield grad_case
+        few = backward_size(dtype, alone=True).options()
+        alone = grad_case._replace(options=few).without("bias", *sums)
+        if is_16_bit:
+            yield alone
         if bare and activation == "identity":
-            yield grad_case.without("saved", "bias", "rng_state", *sums)
+            yield alone.without("saved", "rng_state")
         if rule.grad_from_output is not None:
-            absent = {"bias": None, "rng_state": None}
-            from_output = AotCase(
-                f"act_dropout_grad_kernel[{activation}, {t}, from output]",
-                act_dropout_grad_kernel,
-                {name: type_ for name, type_ in types.items() if name not in absent},
-                {"GRAD": rule.grad_from_output, "FROM_OUTPUT": True, **absent, **constants(dtype)},
-                _size(dtype, grad=True).options(),
+            from_output = grad_case._replace(
+                name=f"act_dropout_grad_kernel[{activation}, {t}, from output]",
+                signature={name: type_ for name, type_ in types.items() if name not in ("bias", "rng_state")},
+                constants={**constants(dtype), "GRAD": rule.grad_from_output, "FROM_OUTPUT": True}
+                | dict.fromkeys(("bias", "rng_state")),
             )
             yield from_output
-            if bare:
-                yield from_output.without(*sums)
+            if is_16_bit:
+                yield from_output._replace(options=few).without(*sums)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedtrain.backends import triton_act_checks as checks
-from fusedtrain.backends.triton_act import SCALARS, aot_choices, constants, in_layout_of, size_of
+from fusedtrain.backends.triton_act import SCALARS, aot_choices, constants, in_layout_of
 from fusedtrain.backends.triton_chunks import (
     CHUNK,
     ROWS,
@@ -33,7 +33,8 @@ from fusedtrain.backends.triton_chunks import (
 from fusedtrain.backends.triton_columns import Sums, finish_sums, load_bias, plan_of
 from fusedtrain.backends.triton_dropout import keep, keep_bits, kept_scale, kept_span, read_drop
 from fusedtrain.backends.triton_rules import ACTIVATIONS
-from fusedtrain.backends.triton_table import TYPES, AotCase, Size, current
+from fusedtrain.backends.triton_sizes import gated_backward_size, gated_forward_size
+from fusedtrain.backends.triton_table import TYPES, AotCase, current
 
 
 @triton.jit
@@ -189,14 +190,6 @@ def gated_act_dropout_grad_kernel(
         finish_sums((gate_sum, up_sum), partials, totals, tickets, dbias, tile, strip, strips, row, width)
 
 
-def _forward_size(dtype: torch.dtype) -> Size:
-    return size_of(dtype, 80, 128)
-
-
-def _backward_size(dtype: torch.dtype) -> Size:
-    return size_of(dtype, 128, 168)
-
-
 def _whole_chunks(numel: int, width: int, *tensors: Tensor) -> int:
     """Chunks may not cross rows either: in x they would be torn."""
     return whole_chunks(numel, width % CHUNK.value == 0 and is_aligned(*tensors))
@@ -217,7 +210,7 @@ def gated_act_dropout(
         return y
     xs = x.contiguous()
     bias, rng_state = checks.contiguous(bias, rng_state)
-    plan = plan_of(_forward_size(x.dtype), x.device, y.numel(), width)
+    plan = plan_of(gated_forward_size(x.dtype), x.device, y.numel(), width)
     with current(x.device):
         gated_act_dropout_kernel[plan.programs](
             xs,
@@ -231,7 +224,7 @@ def gated_act_dropout(
             plan.row,
             FWD=ACTIVATIONS[activation].fwd,
             **constants(x.dtype),
-            **_forward_size(x.dtype).options(),
+            **gated_forward_size(x.dtype).options(),
         )
     return y
 
@@ -255,7 +248,7 @@ def gated_act_dropout_grad(
         return in_layout_of(x, dx), dbias.zero_()
     dys, xs = dy.contiguous(), x.contiguous()
     bias, rng_state = checks.contiguous(bias, rng_state)
-    plan = plan_of(_backward_size(x.dtype), x.device, dy.numel(), width, needs_bias_grad)
+    plan = plan_of(gated_backward_size(x.dtype), x.device, dy.numel(), width, needs_bias_grad)
     sums = (dbias, *Sums.of(plan, 2, dbias)) if needs_bias_grad else (None,) * 4
     rule = ACTIVATIONS[activation]
     with current(x.device):
@@ -274,7 +267,7 @@ def gated_act_dropout_grad(
             FWD=rule.fwd,
             GRAD=rule.grad,
             **constants(x.dtype),
-            **_backward_size(x.dtype).options(),
+            **gated_backward_size(x.dtype).options(),
         )
     return in_layout_of(x, dx), dbias
 
@@ -294,7 +287,7 @@ def aot_cases() -> Iterator[AotCase]:
             gated_act_dropout_kernel,
             {"x": x, "bias": x, "rng_state": "*i64", "y": x, **SCALARS},
             {"FWD": rule.fwd, **constants(dtype)},
-            _forward_size(dtype).options(),
+            gated_forward_size(dtype).options(),
         )
         yield forward_case
         if bare:
@@ -307,7 +300,7 @@ def aot_cases() -> Iterator[AotCase]:
             gated_act_dropout_grad_kernel,
             {"dy": x, "x": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS},
             {"FWD": rule.fwd, "GRAD": rule.grad, **constants(dtype)},
-            _backward_size(dtype).options(),
+            gated_backward_size(dtype).options(),
         )
         yield grad_case
         if bare:

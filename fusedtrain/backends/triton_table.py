@@ -189,7 +189,7 @@ class AotCase(NamedTuple):
         """The same of a call in which these arguments are None."""
         types = {name: type_ for name, type_ in self.signature.items() if name not in optional}
         constants = {**self.constants, **dict.fromkeys(optional)}
-        name = self.name.removesuffix("]") + ", nothing optional]"
+        name = self.name.removesuffix("]") + f", no {', '.join(optional)}]"
         return self._replace(name=name, signature=types, constants=constants)
 
 
