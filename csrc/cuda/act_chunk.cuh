@@ -252,16 +252,50 @@ struct Operand {
   __device__ __forceinline__ Wide operator[](int64_t i) const {
     return is_wide ? static_cast<const Wide*>(data)[i] : widen<Wide>(static_cast<const T*>(data)[i]);
   }
-  __device__ __forceinline__ void add_to(Wide (&x)[kChunk], int64_t start) const {
-    Wide values[kChunk];
+  __device__ __forceinline__ void load(Wide (&values)[kChunk], int64_t start) const {
     if (is_wide) {
       unpack(load_chunk(static_cast<const Wide*>(data), start), values);
     } else {
       unpack(load_chunk(static_cast<const T*>(data), start), values);
     }
+  }
+  __device__ __forceinline__ void add_to(Wide (&x)[kChunk], int64_t start) const {
+    Wide values[kChunk];
+    load(values, start);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) x[k] += values[k];
   }
+};
+
+// The biases of a thread's columns: of 16-bit elements in registers, of wider ones, for which there are none left,
+// where they are.
+template <class T>
+class ColumnBias {
+ public:
+  using Wide = WideOf<T>;
+
+  template <class Op>
+  __device__ __forceinline__ ColumnBias(const Op& op, int64_t column) : bias_(op.bias), column_(column) {
+    if constexpr (kKept) {
+      if (bias_.exists) bias_.load(values_, column);
+    }
+  }
+  // To the elements of a chunk, if there is a bias.
+  __device__ __forceinline__ void add_to(Wide (&x)[kChunk]) const {
+    if (!bias_.exists) return;
+    if constexpr (kKept) {
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) x[k] += values_[k];
+    } else {
+      bias_.add_to(x, column_);
+    }
+  }
+
+ private:
+  static constexpr bool kKept = sizeof(T) == 2;
+  const Operand<T>& bias_;
+  int64_t column_;
+  Wide values_[kChunk] = {};
 };
 
 }  // namespace ft

@@ -13,11 +13,13 @@ constexpr float kRoundsToZero<__half> = 0x1p-25f;
 template <>
 constexpr float kRoundsToZero<__nv_bfloat16> = 0x1p-134f;
 
-template <class Rule, class T>
+template <class Rule, class T, bool kHasBias>
 struct Forward {
   using Elements = T;
   using Wide = WideOf<T>;
   using Inputs = Chunk<T>;
+  static constexpr bool kColumns = kHasBias;
+  using Columns = std::conditional_t<kHasBias, ColumnBias<T>, NoColumns>;
   static constexpr int kSums = 0;
   static constexpr int kTake = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
   static constexpr int kBlocks = 4;
@@ -25,7 +27,7 @@ struct Forward {
   const T* x;
   T* y;
   Operand<T> bias, residual;
-  Wide scale;
+  Factor<RuleOf<T>> scale;
   bool mark;
 
   explicit Forward(const ActLaunch& call)
@@ -33,13 +35,13 @@ struct Forward {
         y(static_cast<T*>(call.out)),
         bias(call.bias),
         residual(call.residual),
-        scale(Wide(call.scale)),
+        scale(call.scale),
         mark(call.mark) {}
 
-  __device__ __forceinline__ Inputs load(At at) const { return load_chunk(x, at.start); }
+  __device__ __forceinline__ Inputs load(int64_t start, const Columns&) const { return load_chunk(x, start); }
 
   __device__ __forceinline__ Wide dropped(Wide z, bool kept) const {
-    Wide v = Wide(Rule::fwd(RuleOf<T>(z))) * scale;
+    Wide v = Wide(Times<Rule, RuleOf<T>>::fwd(RuleOf<T>(z), scale));
     // So that the backward can tell a kept zero from a dropped one by the output alone.
     if constexpr (Rule::kSaves == Saves::kOutput) {
       if (mark) v = abs(v) <= kRoundsToZero<T> ? Wide(-0.0) : v;
@@ -48,19 +50,20 @@ struct Forward {
   }
 
   template <class Sums>
-  __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums&) const {
+  __device__ __forceinline__ void whole(int64_t start, const Inputs& inputs, const Keep& keep, const Columns& columns,
+                                        Sums&) const {
     Wide v[kChunk];
     unpack(inputs, v);
-    if (bias.exists) bias.add_to(v, at.column());
+    if constexpr (kHasBias) columns.add_to(v);
     keep.for_each([&](int k, bool kept) { v[k] = dropped(v[k], kept); });
-    if (residual.exists) residual.add_to(v, at.start);
-    store_chunk(y, at.start, v);
+    if (residual.exists) residual.add_to(v, start);
+    store_chunk(y, start, v);
   }
 
   template <class Sums>
   __device__ __forceinline__ void one(int64_t i, int64_t column, bool kept, int, Sums&) const {
     const Wide z = widen<Wide>(x[i]);
-    const Wide v = dropped(bias.exists ? z + bias[column] : z, kept);
+    const Wide v = dropped(kHasBias ? z + bias[column] : z, kept);
     y[i] = narrow<T>(residual.exists ? v + residual[i] : v);
   }
 };
@@ -68,10 +71,16 @@ struct Forward {
 struct ForwardLauncher {
   template <class Rule, class T>
   static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
-    const bool has_bias = call.bias.data != nullptr;
-    const bool vectors = is_aligned(call.x) && is_aligned(call.out) && is_aligned(call.residual.data) &&
-                         (!has_bias || (is_aligned(call.bias.data) && call.width % kChunk == 0));
-    return launch_act(Forward<Rule, T>(call), Walk(call, vectors, has_bias), ColumnPlan(), stream);
+    if (call.bias.data != nullptr) return launch_as<Forward<Rule, T, true>>(call, stream);
+    return launch_as<Forward<Rule, T, false>>(call, stream);
+  }
+
+ private:
+  template <class Op>
+  static cudaError_t launch_as(const ActLaunch& call, cudaStream_t stream) {
+    const bool vectors =
+        is_aligned(call.x) && is_aligned(call.out) && is_aligned(call.residual.data) && is_aligned(call.bias.data);
+    return launch_act(Op(call), Walk(call, vectors, Op::kColumns), ColumnPlan(), stream);
   }
 };
 

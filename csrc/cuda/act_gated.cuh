@@ -4,6 +4,14 @@
 
 namespace ft {
 
+// The column of a thread's chunks.
+struct GatedColumns {
+  int64_t column;
+
+  template <class Op>
+  __device__ __forceinline__ GatedColumns(const Op&, int64_t column) : column(column) {}
+};
+
 template <class T>
 struct GateAndUpChunks {
   Chunk<T> gate, up;
@@ -19,24 +27,22 @@ struct GateAndUp {
 
   explicit GateAndUp(const ActLaunch& call) : x(static_cast<const T*>(call.x)), bias(call.bias), width(call.width) {}
 
-  static bool moves_by_chunks(const ActLaunch& call) {
-    return is_aligned(call.x) && is_aligned(call.bias.data) && call.width % kChunk == 0;
-  }
+  static bool is_aligned(const ActLaunch& call) { return ft::is_aligned(call.x) && ft::is_aligned(call.bias.data); }
 
   // Where the gate of element i is: rows before it have twice the elements.
   __device__ __forceinline__ static int64_t gate_index(int64_t i, int64_t column) { return 2 * i - column; }
 
-  __device__ __forceinline__ GateAndUpChunks<T> load(At at) const {
-    const int64_t gate = gate_index(at.start, at.column());
+  __device__ __forceinline__ GateAndUpChunks<T> load(int64_t start, const GatedColumns& columns) const {
+    const int64_t gate = gate_index(start, columns.column);
     return {load_chunk(x, gate), load_chunk(x, gate + width)};
   }
-  __device__ __forceinline__ void unpack(At at, const GateAndUpChunks<T>& chunks, Wide (&gate)[kChunk],
-                                         Wide (&up)[kChunk]) const {
+  __device__ __forceinline__ void unpack(const GatedColumns& columns, const GateAndUpChunks<T>& chunks,
+                                         Wide (&gate)[kChunk], Wide (&up)[kChunk]) const {
     ft::unpack(chunks.gate, gate);
     ft::unpack(chunks.up, up);
     if (!bias.exists) return;
-    bias.add_to(gate, at.column());
-    bias.add_to(up, at.column() + width);
+    bias.add_to(gate, columns.column);
+    bias.add_to(up, columns.column + width);
   }
 
   __device__ __forceinline__ Wide gate(int64_t i, int64_t column) const {

@@ -2,9 +2,11 @@
 //
 // An operation `Op` has
 //   Elements, Inputs     the type of the elements; a chunk of everything that is worth loading ahead
-//   load(At)             Inputs of a whole chunk
-//   whole(At, Inputs, Keep, sums)       what is done with a whole chunk
-//   one(i, column, kept, k, sums)       and with one element, the k-th of its chunk
+//   kColumns             whether it asks for columns. Then all whole chunks of a thread are in the same ones
+//   Columns              what it has to know of those of a thread: Columns(op, column)
+//   load(start, Columns) Inputs of a whole chunk
+//   whole(start, Inputs, Keep, Columns, sums)       what is done with a whole chunk
+//   one(i, column, kept, k, sums)                   and with one element, the k-th of its chunk
 //   kSums                how many gradients it may have to sum over rows: 0, 1, or 2 if it is gated
 //   kTake                how many chunks a thread takes at once, so that what they have in common is done once: 1 or 2;
 //                        0 if it goes element by element, as doubles do: that costs less than they do themselves
@@ -16,50 +18,22 @@
 
 namespace ft {
 
-// A chunk: its first element, and its column in chunks, which counts only where somebody needs it.
-struct At {
-  int64_t start;
-  int32_t column_chunk;
-
-  __device__ __forceinline__ int64_t column() const { return int64_t(column_chunk) * kChunk; }
-};
-
 // What a kernel walks over, besides what its operation knows. What can be computed beforehand is.
 struct Walk {
   int64_t numel;
   int64_t vectors_end;  // chunks that start before it are whole, and all memory is aligned to move them at once
   Drop drop;
+  int64_t near = 0, step = 0;  // between the chunks that a thread takes at once, and from those to the next
 
   int64_t width;  // 0 if nobody needs columns
   double inverse_width;
-  int64_t near = 0, step = 0;  // between the chunks that a thread takes at once, and from those to the next
-  // The same for columns, less the width, which is then added to what is negative; all in chunks.
-  int32_t width_chunks = 0, column_near = 0, column_step = 0;
 
   Walk(const ActLaunch& call, bool vectors, bool needs_columns, bool may_draw = true)
       : numel(call.numel),
-        vectors_end(0),
+        vectors_end(vectors && (!needs_columns || call.width % kChunk == 0) ? numel - (kChunk - 1) : 0),
         drop(call, may_draw),
         width(needs_columns ? call.width : 0),
-        inverse_width(needs_columns ? 1.0 / double(width) : 0) {
-    const int64_t chunks = width / kChunk;
-    if (!vectors || width % kChunk != 0 || chunks > kMostChunks) return;
-    vectors_end = numel - (kChunk - 1);
-    width_chunks = int32_t(chunks);
-  }
-
-  void set_steps(int64_t to_near, int64_t to_next) {
-    near = to_near, step = to_next;
-    column_near = column_difference(near);
-    column_step = column_difference(step);
-  }
-
-  __device__ __forceinline__ At moved(At at, int64_t elements, int32_t columns) const {
-    at.start += elements;
-    at.column_chunk += columns;
-    if (at.column_chunk < 0) at.column_chunk += width_chunks;
-    return at;
-  }
+        inverse_width(needs_columns ? 1.0 / double(width) : 0) {}
 
   // start % width by a reciprocal, as a division would be a call. The quotient may be off by one; for that it must be
   // below 2^50.
@@ -68,13 +42,12 @@ struct Walk {
     const int64_t column = start - int64_t(double(start) * inverse_width) * width;
     return column < 0 ? column + width : column >= width ? column - width : column;
   }
+};
 
- private:
-  static constexpr int64_t kMostChunks = INT32_MAX / 2;
-
-  int32_t column_difference(int64_t elements) const {
-    return width_chunks > 0 ? int32_t(elements / kChunk % width_chunks) - width_chunks : 0;
-  }
+// Of operations that ask for none.
+struct NoColumns {
+  template <class Op>
+  __device__ __forceinline__ NoColumns(const Op&, int64_t) {}
 };
 
 // How many chunks are between a thread's next two steps.
@@ -95,46 +68,45 @@ __device__ __forceinline__ void take_elements(const Op& op, const Walk& walk, in
   }
 }
 
-// How far a thread's chunks of one step are from each other where no sums want them elsewhere.
+// How far a thread's chunks of one step are from each other where no columns want them elsewhere.
 constexpr int64_t kFlatNear = kActThreads * kChunk;
 
 template <class Op>
 __device__ __forceinline__ int64_t near_of(const Walk& walk) {
-  return Op::kSums == 0 ? kFlatNear : walk.near;
+  return Op::kColumns ? walk.near : kFlatNear;
 }
 
-// Whole chunks, kTake at a step, from `at` on. What is next is loaded before this is computed: the memory is never
+// Whole chunks, kTake at a step, from `start` on. What is next is loaded before this is computed: the memory is never
 // idle. The last step loads its own chunks again: loads that always happen need no copies of what was there before.
 template <int kTake, class Op, class Sums>
-__device__ __forceinline__ At take_chunks(const Op& op, const Walk& walk, At at, int64_t vectors_end,
-                                          const Masks<typename Op::Elements>& masks, Sums& sums) {
+__device__ __forceinline__ int64_t take_chunks(const Op& op, const Walk& walk, int64_t start, int64_t vectors_end,
+                                               const Masks<typename Op::Elements>& masks, Sums& sums) {
   const int64_t near = near_of<Op>(walk), end = vectors_end - (kTake - 1) * near;
-  if (at.start >= end) return at;
-  const auto chunk = [&](At first, int j) { return j == 0 ? first : walk.moved(first, near, walk.column_near); };
-  static_assert(kTake <= 2);
+  if (start >= end) return start;
+  const typename Op::Columns columns(op, Op::kColumns ? walk.column_of(start) : 0);
   typename Op::Inputs next[kTake];
 #pragma unroll
-  for (int j = 0; j < kTake; ++j) next[j] = op.load(chunk(at, j));
+  for (int j = 0; j < kTake; ++j) next[j] = op.load(start + j * near, columns);
   Keep keep(walk.drop);
   bool more;
   do {
-    const At after = walk.moved(at, walk.step, walk.column_step);
-    more = after.start < end;
+    const int64_t after = start + walk.step;
+    more = after < end;
     typename Op::Inputs inputs[kTake];
 #pragma unroll
     for (int j = 0; j < kTake; ++j) {
       inputs[j] = next[j];
-      next[j] = op.load(chunk(more ? after : at, j));
+      next[j] = op.load((more ? after : start) + j * near, columns);
     }
 #pragma unroll
     for (int j = 0; j < kTake; ++j) {
-      const At here = chunk(at, j);
-      if (masks.draws) masks.draw(here.start, keep);
-      op.whole(here, inputs[j], keep, sums);
+      const int64_t here = start + j * near;
+      if (masks.draws) masks.draw(here, keep);
+      op.whole(here, inputs[j], keep, columns, sums);
     }
-    at = after;
+    start = after;
   } while (more);
-  return at;
+  return start;
 }
 
 // From `start` to before `end`; whole chunks to before `vectors_end`.
@@ -143,21 +115,21 @@ __device__ __forceinline__ void follow(const Op& op, const Walk& walk, int64_t s
                                        Sums& sums) {
   constexpr int kTake = Op::kTake;
   const Masks<typename Op::Elements> masks(walk.drop);
-  At at = {start, int32_t(walk.column_of(start) / kChunk)};
-  if constexpr (kTake > 0) at = take_chunks<kTake>(op, walk, at, vectors_end, masks, sums);
-  for (; at.start < end; at = walk.moved(at, walk.step, walk.column_step)) {
+  if constexpr (kTake > 0) start = take_chunks<kTake>(op, walk, start, vectors_end, masks, sums);
+  for (; start < end; start += walk.step) {
     for (int j = 0; j < kChunksOfStep<Op>; ++j) {
-      const At here = j == 0 ? at : walk.moved(at, near_of<Op>(walk), walk.column_near);
-      if (here.start >= end) break;
+      const int64_t here = start + j * near_of<Op>(walk);
+      if (here >= end) break;
       Keep keep(walk.drop);
-      if (masks.draws) masks.draw(here.start, keep);
+      if (masks.draws) masks.draw(here, keep);
       if constexpr (kTake > 1) {
-        if (here.start < vectors_end) {
-          op.whole(here, op.load(here), keep, sums);
+        if (here < vectors_end) {
+          const typename Op::Columns columns(op, Op::kColumns ? walk.column_of(here) : 0);
+          op.whole(here, op.load(here, columns), keep, columns, sums);
           continue;
         }
       }
-      take_elements(op, walk, here.start, keep, sums);
+      take_elements(op, walk, here, keep, sums);
     }
   }
 }
@@ -165,36 +137,43 @@ __device__ __forceinline__ void follow(const Op& op, const Walk& walk, int64_t s
 template <class Op>
 __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
     act_kernel(const Op op, const Walk walk, const ColumnPlan plan) {
-  const int64_t flat_start = (int64_t(blockIdx.x) * kActThreads * kChunksOfStep<Op> + threadIdx.x) * kChunk;
+  constexpr int64_t kBlockChunks = kActThreads * (Op::kColumns ? 1 : kChunksOfStep<Op>);
+  int64_t start = (int64_t(blockIdx.x) * kBlockChunks + threadIdx.x) * kChunk;
+  int64_t vectors_end = walk.vectors_end, end = walk.numel;
   if constexpr (Op::kSums == 0) {
     NoSums none;
-    follow(op, walk, flat_start, walk.vectors_end, walk.numel, none);
+    follow(op, walk, start, vectors_end, end, none);
   } else {
     using Wide = WideOf<typename Op::Elements>;
     __shared__ SharedSums<Wide, Op::kSums> shared;
     ColumnSums<Wide, Op::kSums> sums(shared);
-    if (plan.tiles == 0) {
-      follow(op, walk, flat_start, walk.vectors_end, walk.numel, sums);
-      return;
+    if (plan.tiles > 0) {  // down a tile of columns, to the end of a strip of rows
+      const ColumnPlan::Place place = plan.place();
+      const int64_t strip_end = place.column < plan.row ? place.end_row * plan.row : 0;
+      start = place.row * plan.row + place.column;
+      vectors_end = vectors_end < strip_end ? vectors_end : strip_end;
+      end = end < strip_end ? end : strip_end;
     }
-    const ColumnPlan::Place place = plan.place();
-    if (place.column < plan.row) {
-      const int64_t strip_end = place.end_row * plan.row;
-      const int64_t vectors_end = walk.vectors_end < strip_end ? walk.vectors_end : strip_end;
-      const int64_t end = walk.numel < strip_end ? walk.numel : strip_end;
-      follow(op, walk, place.row * plan.row + place.column, vectors_end, end, sums);
-    }
-    sums.finish(plan);
+    follow(op, walk, start, vectors_end, end, sums);
+    if (plan.tiles > 0) sums.finish(plan);
   }
 }
 
 // More blocks than are resident at once: with no more, each has its share from the beginning, and processors that are
 // slower than others, by where they lie, come last. But each thread has a few steps at least, if there are so many:
-// with one it waits for its first data, and for the state of the dropout, with nothing else to do. Of the bandwidth of
-// a copy an H100 reached 0.88 with one block for each that is resident, 0.96 with 8, which was 16 steps each, 0.98 with
-// 64, two steps each, and 0.90 with one step each (gelu, p 0.1, 16384 x 16384 bf16). Four are not measured: to begin
-// costs a thread a quarter of a step, which counts where instructions bind it, as on an H200.
+// with one it waits for its first data, and for the state of the dropout, with nothing else to do, and to begin costs
+// it a quarter of a step. Of gelu, p 0.1, 16384 x 16384 bf16, an H200 takes 316 us with one step for each thread, 304
+// with two, 290 with four and 286 with eight; without dropout 271, 267, 271 and 277. On an H100 one block for each that
+// is resident has 0.88 of the bandwidth of a copy, 8 have 0.96 and 64 have 0.98.
 constexpr int64_t kWaves = 64, kLeastSteps = 4;
+
+// Blocks for an operation that asks for columns: so many that a turn of all of them is a number of rows, or that there
+// is one turn only.
+inline int64_t blocks_of_rows(int64_t blocks, int64_t block_elements, const Walk& walk) {
+  const int64_t unit = walk.width / std::gcd(walk.width, block_elements);
+  const int64_t all = (walk.numel + block_elements - 1) / block_elements;
+  return std::min((blocks + unit - 1) / unit * unit, all);
+}
 
 template <class Op>
 cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStream_t stream) {
@@ -204,14 +183,17 @@ cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStre
   int64_t blocks = 0;
   if (plan.tiles > 0) {
     blocks = plan.tiles * plan.strips;
-    walk.set_steps(kTileRows * plan.row, kChunksOfStep<Op> * kTileRows * plan.row);
+    walk.near = kTileRows * plan.row;
+    walk.step = kChunksOfStep<Op> * walk.near;
     if (const cudaError_t error = plan.reset(stream)) return error;
   } else {
     constexpr int64_t kBlockElements = kChunksOfStep<Op> * kFlatNear;
     if (const cudaError_t error = resident_blocks<act_kernel<Op>>(kActThreads, &blocks)) return error;
     const int64_t steps = (walk.numel + kBlockElements - 1) / kBlockElements;
     blocks = std::min({steps, blocks * kWaves, std::max(blocks, steps / kLeastSteps)});
-    walk.set_steps(kFlatNear, blocks * kBlockElements);
+    if (walk.width > 0) blocks = blocks_of_rows(blocks, kFlatNear, walk);
+    walk.near = blocks * kFlatNear;
+    walk.step = kChunksOfStep<Op> * walk.near;
   }
   return launch(act_kernel<Op>, blocks, kActThreads, stream, op, walk, plan);
 }

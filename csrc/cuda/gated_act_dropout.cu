@@ -11,6 +11,8 @@ struct GatedForward {
   using Elements = T;
   using Wide = WideOf<T>;
   using Inputs = GateAndUpChunks<T>;
+  static constexpr bool kColumns = true;
+  using Columns = GatedColumns;
   static constexpr int kSums = 0;
   static constexpr int kTake = sizeof(T) <= 4 ? 1 : 0;
   static constexpr int kBlocks = sizeof(T) == 4 ? 3 : 4;
@@ -21,7 +23,9 @@ struct GatedForward {
 
   explicit GatedForward(const ActLaunch& call) : in(call), y(static_cast<T*>(call.out)), scale(Wide(call.scale)) {}
 
-  __device__ __forceinline__ Inputs load(At at) const { return in.load(at); }
+  __device__ __forceinline__ Inputs load(int64_t start, const Columns& columns) const {
+    return in.load(start, columns);
+  }
 
   __device__ __forceinline__ Wide dropped(Wide gate, Wide up, bool kept) const {
     const Wide v = Wide(Rule::fwd(RuleOf<T>(gate))) * up * scale;
@@ -29,11 +33,12 @@ struct GatedForward {
   }
 
   template <class Sums>
-  __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums&) const {
+  __device__ __forceinline__ void whole(int64_t start, const Inputs& inputs, const Keep& keep, const Columns& columns,
+                                        Sums&) const {
     Wide gate[kChunk], up[kChunk];
-    in.unpack(at, inputs, gate, up);
+    in.unpack(columns, inputs, gate, up);
     keep.for_each([&](int k, bool kept) { gate[k] = dropped(gate[k], up[k], kept); });
-    store_chunk(y, at.start, gate);
+    store_chunk(y, start, gate);
   }
 
   template <class Sums>
@@ -45,7 +50,7 @@ struct GatedForward {
 struct GatedForwardLauncher {
   template <class Rule, class T>
   static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
-    const bool vectors = GateAndUp<T>::moves_by_chunks(call) && is_aligned(call.out);
+    const bool vectors = GateAndUp<T>::is_aligned(call) && is_aligned(call.out);
     return launch_act(GatedForward<Rule, T>(call), Walk(call, vectors, true), ColumnPlan(), stream);
   }
 };

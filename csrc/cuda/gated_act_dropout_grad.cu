@@ -15,6 +15,8 @@ struct GatedBackward {
     Chunk<T> dy;
     GateAndUpChunks<T> x;
   };
+  static constexpr bool kColumns = true;
+  using Columns = GatedColumns;
   static constexpr int kSums = 2;
   static constexpr int kTake = sizeof(T) <= 4 ? 1 : 0;
   static constexpr int kBlocks = 2;
@@ -27,7 +29,9 @@ struct GatedBackward {
   explicit GatedBackward(const ActLaunch& call)
       : dy(static_cast<const T*>(call.dy)), in(call), dx(static_cast<T*>(call.out)), scale(Wide(call.scale)) {}
 
-  __device__ __forceinline__ Inputs load(At at) const { return {load_chunk(dy, at.start), in.load(at)}; }
+  __device__ __forceinline__ Inputs load(int64_t start, const Columns& columns) const {
+    return {load_chunk(dy, start), in.load(start, columns)};
+  }
 
   // Turns gate and up into their gradients. A dropped element selects zero, whatever its activation is.
   __device__ __forceinline__ void differentiate(Wide d, Wide& gate, Wide& up, bool kept) const {
@@ -38,16 +42,17 @@ struct GatedBackward {
   }
 
   template <class Sums>
-  __device__ __forceinline__ void whole(At at, const Inputs& inputs, const Keep& keep, Sums& sums) const {
+  __device__ __forceinline__ void whole(int64_t start, const Inputs& inputs, const Keep& keep, const Columns& columns,
+                                        Sums& sums) const {
     Wide d[kChunk], gate[kChunk], up[kChunk];
     unpack(inputs.dy, d);
-    in.unpack(at, inputs.x, gate, up);
+    in.unpack(columns, inputs.x, gate, up);
     keep.for_each([&](int k, bool kept) {
       differentiate(d[k], gate[k], up[k], kept);
       sums.add(0, k, gate[k]);
       sums.add(1, k, up[k]);
     });
-    const int64_t to = in.gate_index(at.start, at.column());
+    const int64_t to = in.gate_index(start, columns.column);
     store_chunk(dx, to, gate);
     store_chunk(dx, to + in.width, up);
   }
@@ -68,7 +73,7 @@ struct GatedBackwardLauncher {
   template <class Rule, class T>
   static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
     using Op = GatedBackward<Rule, T>;
-    const bool vectors = GateAndUp<T>::moves_by_chunks(call) && is_aligned(call.dy) && is_aligned(call.out);
+    const bool vectors = GateAndUp<T>::is_aligned(call) && is_aligned(call.dy) && is_aligned(call.out);
     return launch_act(Op(call), Walk(call, vectors, true), ColumnPlan::of(call, Op::kSums, sizeof(typename Op::Wide)),
                       stream);
   }

@@ -59,9 +59,9 @@ FT_HD float sqrt(float x) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// log2(Phi(-a)) for a >= 0. Beyond 13.5, where Phi is below any float, it falls on to -inf.
+// log2(Phi(-a)) + more for a >= 0. Beyond 13.5, where Phi is below any float, it falls on to -inf.
 template <int kDigits>
-FT_HD float log2_normal_tail(float a) {
+FT_HD float log2_normal_tail(float a, float more = 0) {
   if constexpr (kDigits <= 8) {
     float q = -4.09772127e-7f;
     q = multiply_add(q, a, 2.16630888e-5f);
@@ -70,7 +70,7 @@ FT_HD float log2_normal_tail(float a) {
     q = multiply_add(q, a, -0.0465528741f);
     q = multiply_add(q, a, -0.468846828f);
     q = multiply_add(q, a, -1.14577234f);
-    return multiply_add(q, a, -1.00047135f);
+    return multiply_add(q, a, -1.00047135f + more);
   } else {
     float q = -2.07809014e-9f;
     q = multiply_add(q, a, 1.50915056e-7f);
@@ -81,11 +81,21 @@ FT_HD float log2_normal_tail(float a) {
     q = multiply_add(q, a, -0.0544718765f);
     q = multiply_add(q, a, -0.458104759f);
     q = multiply_add(q, a, -1.15134513f);
-    return multiply_add(q, a, -0.999991357f);
+    return multiply_add(q, a, -0.999991357f + more);
   }
 }
 
 }  // namespace coarse
+
+template <int kDigits>
+struct Coarse;
+
+template <int kDigits>
+struct Factor<Coarse<kDigits>> {
+  float value, inverse, log2;
+  explicit FT_HD Factor(double factor)
+      : value(float(factor)), inverse(float(1 / factor)), log2(float(::log2(factor))) {}
+};
 
 // kDigits: the binary digits of the type that results are stored in.
 template <int kDigits>
@@ -137,6 +147,9 @@ struct Coarse {
   }
 
   friend FT_HD Coarse sigmoid(Coarse x) { return Coarse(coarse::reciprocal(1.0f + exp(-x).value)); }
+  friend FT_HD Coarse sigmoid(Coarse x, const Factor<Coarse>& f) {
+    return Coarse(coarse::reciprocal(coarse::multiply_add(exp(-x).value, f.inverse, f.inverse)));
+  }
 
   // 1 - s is as good as sigmoid(-x) in a sum with terms of the order of 1, which is what a pair is for.
   friend FT_HD Sigmoids<Coarse> sigmoids(Coarse x) {
@@ -147,6 +160,10 @@ struct Coarse {
   friend FT_HD Coarse normal_cdf(Coarse x) {
     const float tail = coarse::exp2(coarse::log2_normal_tail<kDigits>(::fabsf(x.value)));
     return Coarse(x.value > 0.0f ? 1.0f - tail : tail);
+  }
+  friend FT_HD Coarse normal_cdf(Coarse x, const Factor<Coarse>& f) {
+    const float tail = coarse::exp2(coarse::log2_normal_tail<kDigits>(::fabsf(x.value), f.log2));
+    return Coarse(x.value > 0.0f ? f.value - tail : tail);
   }
   friend FT_HD Coarse normal_pdf(Coarse x) {
     return Coarse(coarse::exp2(coarse::multiply_add(x.value * x.value, -0.5f * coarse::kLog2E, -1.32574806f)));
