@@ -20,7 +20,7 @@ CUDA_CHECK_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := setup.py setup_cuda.py $(shell find csrc -type f)
-CXX_FILES = $(shell find csrc tests/cuda_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests/cuda_on_cpu benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Two processes with one thread each are faster than one process with two: most tests are small.
 RUN_TESTS = OMP_NUM_THREADS=1 PATH="$(abspath $(1))/bin:$$PATH"
 

@@ -195,6 +195,20 @@ def test_what_must_not_be_is_noticed(small: Path, body: str, kernel: str, messag
     assert message in done.stdout
 
 
+@needs_nvcc
+@pytest.mark.parametrize("program", sorted((ROOT / "benchmarks" / "kernels").glob("*.cu")), ids=lambda path: path.name)
+def test_the_programs_that_time_kernels_compile(program: Path, tmp_path: Path) -> None:
+    nvcc = setup_cuda.find_nvcc()
+    options = ["-arch=sm_90", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
+    done = subprocess.run(
+        [nvcc, *options, "-I", str(ROOT / "csrc"), "-c", str(program), "-o", str(tmp_path / "program.o")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_nvcc_the_check_says_that_it_checked_nothing() -> None:
     done = check(NVCC="/no/such/nvcc")
     assert done.returncode == 2
