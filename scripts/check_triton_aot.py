@@ -155,7 +155,7 @@ def main() -> int:
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
         for one in pool.map(compile_position, tasks):
             figures = f"{one.registers:4} registers {one.shared:6} B shared {one.vectors:3}/{one.accesses:<3} vectors"
-            print(f"sm_{one.architecture:<4}{one.name:<64}{one.wrong or figures}", flush=True)
+            print(f"sm_{one.architecture:<4}{one.name:<72}{one.wrong or figures}", flush=True)
             failed |= bool(one.wrong)
     print(f"triton {triton.__version__}: {len(tasks)} compiled in {time.monotonic() - started:.0f} s")
     if not tasks:

@@ -58,7 +58,7 @@ class Step {
     check(cudaMemcpy(memory, image.data(), image.size(), cudaMemcpyHostToDevice));
     float* const scalars = device_memory<float>(4);
     norm_.partials = layout.partial(memory);
-    norm_.tickets = layout.ticket(memory, 1);
+    norm_.tickets = layout.counter(memory, layout.kNormTicket);
     norm_.norm = {scalars, ft::DType::kFloat};
     norm_.nonfinite = {scalars + 1, ft::DType::kFloat};
     ft::StepCall call = {};

@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> global_norm(const TensorList& tensors, double norm_ty
   char* const memory = data_of(workspace);
 
   NormArgs args = norm_args(runs, norm_type, layout, memory);
-  args.tickets = layout.ticket(memory, 0);
+  args.tickets = layout.counter(memory, layout.kNormTicket);
   Tensor norm, nonfinite;
   args.norm = new_result({}, args.has_double, tensors[0], norm);
   args.nonfinite = new_result({}, false, tensors[0], nonfinite);

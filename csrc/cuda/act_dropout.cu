@@ -23,11 +23,12 @@ struct Forward {
   static constexpr int kSums = 0;
   static constexpr int kTake = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
   static constexpr int kBlocks = 4;
+  static constexpr bool kTakesScale = sizeof(T) == 2 && kTakesFactor<Rule>;
 
   const T* x;
   T* y;
   Operand<T> bias, residual;
-  Factor<RuleOf<T>> scale;
+  std::conditional_t<kTakesScale, CoarseFactor, Wide> scale;
   bool mark;
 
   explicit Forward(const ActLaunch& call)
@@ -41,7 +42,12 @@ struct Forward {
   __device__ __forceinline__ Inputs load(int64_t start, const Columns&) const { return load_chunk(x, start); }
 
   __device__ __forceinline__ Wide dropped(Wide z, bool kept) const {
-    Wide v = Wide(Times<Rule, RuleOf<T>>::fwd(RuleOf<T>(z), scale));
+    Wide v;
+    if constexpr (kTakesScale) {
+      v = Wide(Rule::fwd(RuleOf<T>(z), scale));
+    } else {
+      v = Wide(Rule::fwd(RuleOf<T>(z))) * scale;
+    }
     // So that the backward can tell a kept zero from a dropped one by the output alone.
     if constexpr (Rule::kSaves == Saves::kOutput) {
       if (mark) v = abs(v) <= kRoundsToZero<T> ? Wide(-0.0) : v;

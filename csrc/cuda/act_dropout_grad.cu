@@ -15,11 +15,11 @@ struct Backward {
     Chunk<T> dy, saved;
   };
   static constexpr bool kColumns = kOfBias;
-  using Columns = std::conditional_t<kOfBias, ColumnBias<T>, NoColumns>;
+  static constexpr bool kMayHaveBias = kOfBias && !kFromOutput;
+  using Columns = std::conditional_t<kMayHaveBias, ColumnBias<T>, NoColumns>;
   static constexpr int kSums = kOfBias ? 1 : 0;
-  // Of 16 bits two chunks at once, and as many registers as that takes: with sums, on an H200, 5 % faster than one
-  // chunk in three blocks, though fewer threads are resident. Without them there are three blocks, which is 9 % faster
-  // again.
+  // Of 16 bits two chunks at once, and as many registers as that takes: with sums two blocks, which on an H200 took 5 %
+  // less time than one chunk in three. Without sums three, which took 9 % less than two; four as much as three.
   static constexpr int kTake = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
   static constexpr int kBlocks = sizeof(T) == 8 || !kOfBias ? 3 : 2;
 
@@ -34,7 +34,7 @@ struct Backward {
       : dy(static_cast<const T*>(call.dy)),
         saved(static_cast<const T*>(call.x)),
         dx(static_cast<T*>(call.out)),
-        bias(call.bias),
+        bias(kMayHaveBias ? call.bias : ActInput{}),
         scale(Wide(call.scale)),
         inverse_scale(call.scale != 0 ? Wide(1 / call.scale) : Wide(1)),
         drops(call.threshold > 0) {}
@@ -63,7 +63,7 @@ struct Backward {
     Wide d[kChunk], s[kChunk];
     unpack(inputs.dy, d);
     unpack(inputs.saved, s);
-    if constexpr (kOfBias && !kFromOutput) columns.add_to(s);
+    if constexpr (kMayHaveBias) columns.add_to(s);
     keep.for_each([&](int k, bool kept) {
       d[k] = gradient(d[k], s[k], kept);
       sums.add(0, k, d[k]);
@@ -74,7 +74,7 @@ struct Backward {
   template <class Sums>
   __device__ __forceinline__ void one(int64_t i, int64_t column, bool kept, int k, Sums& sums) const {
     Wide s = widen<Wide>(saved[i]);
-    if constexpr (kOfBias && !kFromOutput) {
+    if constexpr (kMayHaveBias) {
       if (bias.exists) s += bias[column];
     }
     const Wide d = gradient(widen<Wide>(dy[i]), s, kept);
@@ -96,15 +96,14 @@ struct BackwardLauncher {
   template <class Rule, class T, bool kFromOutput>
   static cudaError_t launch_as(const ActLaunch& call, cudaStream_t stream) {
     const bool has_bias = !kFromOutput && call.bias.data != nullptr;
-    if (has_bias || call.dbias != nullptr)
-      return launch_as<Backward<Rule, T, kFromOutput, true>>(call, has_bias, stream);
-    return launch_as<Backward<Rule, T, kFromOutput, false>>(call, false, stream);
+    if (has_bias || call.dbias != nullptr) return launch_as<Backward<Rule, T, kFromOutput, true>>(call, stream);
+    return launch_as<Backward<Rule, T, kFromOutput, false>>(call, stream);
   }
   template <class Op>
-  static cudaError_t launch_as(const ActLaunch& call, bool has_bias, cudaStream_t stream) {
-    const bool vectors =
-        is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.out) && is_aligned(call.bias.data);
-    return launch_act(Op(call), Walk(call, vectors, has_bias, !call.from_output),
+  static cudaError_t launch_as(const ActLaunch& call, cudaStream_t stream) {
+    const Op op(call);
+    const bool vectors = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.out) && is_aligned(op.bias.data);
+    return launch_act(op, Walk(call, vectors, op.bias.exists, !call.from_output),
                       ColumnPlan::of(call, Op::kSums, sizeof(typename Op::Wide)), stream);
   }
 };

@@ -27,7 +27,7 @@ struct GateAndUp {
 
   explicit GateAndUp(const ActLaunch& call) : x(static_cast<const T*>(call.x)), bias(call.bias), width(call.width) {}
 
-  static bool is_aligned(const ActLaunch& call) { return ft::is_aligned(call.x) && ft::is_aligned(call.bias.data); }
+  static bool all_aligned(const ActLaunch& call) { return is_aligned(call.x) && is_aligned(call.bias.data); }
 
   // Where the gate of element i is: rows before it have twice the elements.
   __device__ __forceinline__ static int64_t gate_index(int64_t i, int64_t column) { return 2 * i - column; }

@@ -23,7 +23,8 @@ struct Walk {
   int64_t numel;
   int64_t vectors_end;  // chunks that start before it are whole, and all memory is aligned to move them at once
   Drop drop;
-  int64_t near = 0, step = 0;  // between the chunks that a thread takes at once, and from those to the next
+  // Between the chunks that a thread takes at once, if they are of the same columns, and from those to the next.
+  int64_t near = 0, step = 0;
 
   int64_t width;  // 0 if nobody needs columns
   double inverse_width;
@@ -49,6 +50,11 @@ struct NoColumns {
   template <class Op>
   __device__ __forceinline__ NoColumns(const Op&, int64_t) {}
 };
+
+template <class Op>
+__device__ __forceinline__ typename Op::Columns columns_at(const Op& op, const Walk& walk, int64_t start) {
+  return typename Op::Columns(op, Op::kColumns ? walk.column_of(start) : 0);
+}
 
 // How many chunks are between a thread's next two steps.
 template <class Op>
@@ -83,7 +89,7 @@ __device__ __forceinline__ int64_t take_chunks(const Op& op, const Walk& walk, i
                                                const Masks<typename Op::Elements>& masks, Sums& sums) {
   const int64_t near = near_of<Op>(walk), end = vectors_end - (kTake - 1) * near;
   if (start >= end) return start;
-  const typename Op::Columns columns(op, Op::kColumns ? walk.column_of(start) : 0);
+  const auto columns = columns_at(op, walk, start);
   typename Op::Inputs next[kTake];
 #pragma unroll
   for (int j = 0; j < kTake; ++j) next[j] = op.load(start + j * near, columns);
@@ -124,7 +130,7 @@ __device__ __forceinline__ void follow(const Op& op, const Walk& walk, int64_t s
       if (masks.draws) masks.draw(here, keep);
       if constexpr (kTake > 1) {
         if (here < vectors_end) {
-          const typename Op::Columns columns(op, Op::kColumns ? walk.column_of(here) : 0);
+          const auto columns = columns_at(op, walk, here);
           op.whole(here, op.load(here, columns), keep, columns, sums);
           continue;
         }
@@ -167,11 +173,11 @@ __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
 // is resident has 0.88 of the bandwidth of a copy, 8 have 0.96 and 64 have 0.98.
 constexpr int64_t kWaves = 64, kLeastSteps = 4;
 
-// Blocks for an operation that asks for columns: so many that a turn of all of them is a number of rows, or that there
-// is one turn only.
-inline int64_t blocks_of_rows(int64_t blocks, int64_t block_elements, const Walk& walk) {
-  const int64_t unit = walk.width / std::gcd(walk.width, block_elements);
-  const int64_t all = (walk.numel + block_elements - 1) / block_elements;
+// Blocks of which one turn is a whole number of rows, so that the next finds the same columns; or all that there are
+// chunks for, so that one turn is all.
+inline int64_t blocks_of_rows(int64_t blocks, const Walk& walk) {
+  const int64_t unit = walk.width / std::gcd(walk.width, kFlatNear);
+  const int64_t all = (walk.numel + kFlatNear - 1) / kFlatNear;
   return std::min((blocks + unit - 1) / unit * unit, all);
 }
 
@@ -191,7 +197,7 @@ cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStre
     if (const cudaError_t error = resident_blocks<act_kernel<Op>>(kActThreads, &blocks)) return error;
     const int64_t steps = (walk.numel + kBlockElements - 1) / kBlockElements;
     blocks = std::min({steps, blocks * kWaves, std::max(blocks, steps / kLeastSteps)});
-    if (walk.width > 0) blocks = blocks_of_rows(blocks, kFlatNear, walk);
+    if (walk.width > 0 && walk.vectors_end > 0) blocks = blocks_of_rows(blocks, walk);
     walk.near = blocks * kFlatNear;
     walk.step = kChunksOfStep<Op> * walk.near;
   }

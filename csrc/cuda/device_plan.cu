@@ -86,7 +86,7 @@ cudaError_t DevicePlan::step(const StepCall& call, cudaStream_t stream, const Al
     norm.norm_type = call.norm_type;
     norm.has_double = has_double_;
     norm.partials = layout_->partial(base);
-    norm.tickets = layout_->ticket(base, 1);
+    norm.tickets = layout_->counter(base, layout_->kNormTicket);
     // Rounded as the operator of the norm returns it, so that both ways to a step agree in every bit.
     args.norm = norm.norm = {base + layout_->bytes, has_double_ ? DType::kDouble : DType::kFloat};
     const ScalarRef own = {base + layout_->bytes + kScalar, DType::kFloat};

@@ -50,7 +50,7 @@ struct GatedForward {
 struct GatedForwardLauncher {
   template <class Rule, class T>
   static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
-    const bool vectors = GateAndUp<T>::is_aligned(call) && is_aligned(call.out);
+    const bool vectors = GateAndUp<T>::all_aligned(call) && is_aligned(call.out);
     return launch_act(GatedForward<Rule, T>(call), Walk(call, vectors, true), ColumnPlan(), stream);
   }
 };

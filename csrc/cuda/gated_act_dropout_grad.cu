@@ -73,7 +73,7 @@ struct GatedBackwardLauncher {
   template <class Rule, class T>
   static cudaError_t launch(const ActLaunch& call, cudaStream_t stream) {
     using Op = GatedBackward<Rule, T>;
-    const bool vectors = GateAndUp<T>::is_aligned(call) && is_aligned(call.dy) && is_aligned(call.out);
+    const bool vectors = GateAndUp<T>::all_aligned(call) && is_aligned(call.dy) && is_aligned(call.out);
     return launch_act(Op(call), Walk(call, vectors, true), ColumnPlan::of(call, Op::kSums, sizeof(typename Op::Wide)),
                       stream);
   }

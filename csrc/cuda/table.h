@@ -31,9 +31,8 @@ struct TableLayout {
   int64_t row_count, chunk_count = 0, hyper_bytes;
   int64_t rows, hyper, first_chunk, counters, uploaded, partials, bytes;
 
-  // What a step or a norm counts with: a ticket of each, the chunks that are claimed, then for each row its pending
-  // chunks. All are 0 when uploaded.
-  static constexpr int64_t kTickets = 3;
+  // What a step or a norm counts with, and behind it for each row its pending chunks. All are 0 when uploaded.
+  enum Counter { kStepTicket, kNormTicket, kClaimed, kCounters };
 
   TableLayout(const Row* from, int64_t count, int64_t hyper_size)
       : row_count(count), hyper_bytes(hyper_size * int64_t(sizeof(double))) {
@@ -42,7 +41,7 @@ struct TableLayout {
     rows = packing.add(count * int64_t(sizeof(Row)));
     hyper = packing.add(hyper_bytes);
     first_chunk = packing.add((count + 1) * int64_t(sizeof(int64_t)));
-    counters = packing.add((kTickets + count) * int64_t(sizeof(unsigned)));
+    counters = packing.add((kCounters + count) * int64_t(sizeof(unsigned)));
     uploaded = packing.bytes();
     partials = packing.add(norm_partials(chunk_count) * int64_t(sizeof(NormPartial)));
     bytes = packing.bytes();
@@ -54,8 +53,8 @@ struct TableLayout {
   }
   // The bytes there are if each chunk has a partial of its own.
   int64_t bytes_by_chunk() const { return partials + chunk_count * int64_t(sizeof(NormPartial)); }
-  unsigned* ticket(char* memory, int which) const { return reinterpret_cast<unsigned*>(memory + counters) + which; }
-  unsigned* pending(char* memory) const { return ticket(memory, kTickets); }
+  unsigned* counter(char* memory, int which) const { return reinterpret_cast<unsigned*>(memory + counters) + which; }
+  unsigned* pending(char* memory) const { return counter(memory, kCounters); }
   NormPartial* partial(char* memory) const { return reinterpret_cast<NormPartial*>(memory + partials); }
 
   // Writes what is uploaded: rows, hyperparameters (of the host; null for none) and counters.
@@ -85,8 +84,8 @@ inline StepArgs step_args(const StepCall& call, const TableLayout<StepRow>& layo
   StepArgs args = {};
   args.table = layout.table(memory);
   args.pending = layout.pending(memory);
-  args.ticket = layout.ticket(memory, 0);
-  args.claimed = layout.ticket(memory, 2);
+  args.ticket = layout.counter(memory, layout.kStepTicket);
+  args.claimed = layout.counter(memory, layout.kClaimed);
   args.hyper = call.hyper_here ? call.hyper : reinterpret_cast<const double*>(memory + layout.hyper);
   args.hyper_columns = call.hyper_columns;
   args.norm = call.norm;

@@ -1,9 +1,8 @@
-// The activation rules: fwd(x), grad(x) and, where the output a = fwd(x) determines it, grad_from_output(a). Some have
-// fwd(x, f) too, which is fwd(x) times a factor and may cost less.
+// The activation rules: fwd(x), grad(x) and, where the output a = fwd(x) determines it, grad_from_output(a). Some also
+// have fwd(x, f), which is f fwd(x) for a factor of an arithmetic that can take it into its constants.
 // The specification, with the equation and source of each, is fusedtrain/rules.py.
 #pragma once
 #include <type_traits>
-#include <utility>
 
 #include "platform.h"
 #include "visit.h"
@@ -68,8 +67,7 @@ struct Elu {
 struct Gelu {
   static constexpr const char* kName = "gelu";
   static constexpr Saves kSaves = Saves::kInput;
-  template <class T> static FT_HD T fwd(T x) { return x * normal_cdf(x); }
-  template <class T> static FT_HD T fwd(T x, const Factor<T>& f) { return x * normal_cdf(x, f); }
+  template <class T, class... F> static FT_HD T fwd(T x, F... f) { return x * normal_cdf(x, f...); }
   template <class T> static FT_HD T grad(T x) { return normal_cdf(x) + x * normal_pdf(x); }
 };
 
@@ -86,8 +84,7 @@ struct GeluTanh {
   static constexpr double kScale = 0.79788456080286535588;  // sqrt(2 / pi)
   static constexpr double kCubic = 0.044715;
   template <class T> static FT_HD T twice_z(T x) { return T(2 * kScale) * (x + T(kCubic) * x * x * x); }
-  template <class T> static FT_HD T fwd(T x) { return x * sigmoid(twice_z(x)); }
-  template <class T> static FT_HD T fwd(T x, const Factor<T>& f) { return x * sigmoid(twice_z(x), f); }
+  template <class T, class... F> static FT_HD T fwd(T x, F... f) { return x * sigmoid(twice_z(x), f...); }
   template <class T> static FT_HD T grad(T x) {
     const T c = where_it_matters(x);
     const T z = twice_z(c);
@@ -100,8 +97,7 @@ struct GeluTanh {
 struct QuickGelu {
   static constexpr const char* kName = "quick_gelu";
   static constexpr Saves kSaves = Saves::kInput;
-  template <class T> static FT_HD T fwd(T x) { return x * sigmoid(T(1.702) * x); }
-  template <class T> static FT_HD T fwd(T x, const Factor<T>& f) { return x * sigmoid(T(1.702) * x, f); }
+  template <class T, class... F> static FT_HD T fwd(T x, F... f) { return x * sigmoid(T(1.702) * x, f...); }
   template <class T> static FT_HD T grad(T x) {
     const T z = T(1.702) * where_it_matters(x);
     const Sigmoids<T> s = sigmoids(z);
@@ -112,8 +108,7 @@ struct QuickGelu {
 struct Silu {
   static constexpr const char* kName = "silu";
   static constexpr Saves kSaves = Saves::kInput;
-  template <class T> static FT_HD T fwd(T x) { return x * sigmoid(x); }
-  template <class T> static FT_HD T fwd(T x, const Factor<T>& f) { return x * sigmoid(x, f); }
+  template <class T, class... F> static FT_HD T fwd(T x, F... f) { return x * sigmoid(x, f...); }
   template <class T> static FT_HD T grad(T x) {
     const Sigmoids<T> s = sigmoids(x);
     return s.of_x * (T(1) + x * s.of_minus_x);
@@ -160,8 +155,7 @@ struct Hardswish {
 struct Sigmoid {
   static constexpr const char* kName = "sigmoid";
   static constexpr Saves kSaves = Saves::kOutput;
-  template <class T> static FT_HD T fwd(T x) { return sigmoid(x); }
-  template <class T> static FT_HD T fwd(T x, const Factor<T>& f) { return sigmoid(x, f); }
+  template <class T, class... F> static FT_HD T fwd(T x, F... f) { return sigmoid(x, f...); }
   template <class T> static FT_HD T grad(T x) { return sigmoid(x) * sigmoid(-x); }
   template <class T> static FT_HD T grad_from_output(T a) { return maximum(a * (T(1) - a), T(0)); }
 };
@@ -185,15 +179,11 @@ struct Softplus {
   template <class T> static FT_HD T grad_from_output(T a) { return -expm1(-a); }
 };
 
-// fwd(x) times a factor, by the rule if it has a way of its own.
-template <class Rule, class T, class = void>
-struct Times {
-  static FT_HD T fwd(T x, const Factor<T>& f) { return Rule::fwd(x) * T(f.value); }
-};
-template <class Rule, class T>
-struct Times<Rule, T, std::void_t<decltype(Rule::fwd(std::declval<T>(), std::declval<Factor<T>>()))>> {
-  static FT_HD T fwd(T x, const Factor<T>& f) { return Rule::fwd(x, f); }
-};
+// Whether a rule can take a factor into its constants.
+template <class Rule, class = void>
+constexpr bool kTakesFactor = false;
+template <class Rule>
+constexpr bool kTakesFactor<Rule, std::void_t<decltype(Rule::fwd(0.0f, 0))>> = true;
 
 using Activations = TypeList<Identity, Relu, LeakyRelu, SquaredRelu, Elu, Gelu, GeluTanh, QuickGelu, Silu, Mish,
                              Hardswish, Sigmoid, Tanh, Softplus>;

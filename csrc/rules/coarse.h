@@ -5,8 +5,9 @@
 // what is stored has no more than the 8 digits of bfloat16 it is within 2^-11.5, a 10th of a unit in the last place,
 // below 3e-5 within 2^-10.5, and below 2^-121, where that fit ends, within 2^-8; a sum over rows, stored in 32 bits, is
 // then of such terms. On the device exponentials, quotients and roots are the approximations of the hardware, good to
-// 2^-21. They, and so these functions, flush to zero what is below the smallest normal float. On the host they are
-// exact and flush as well, so that it shows the polynomials' error. Those are minimax fits as in platform.h.
+// 2^-21. They, and so these functions, flush to zero what is below the smallest normal float; a factor above 1 brings
+// back some of it, beyond the end of the fit: of 2^16, within 2^-5.5. On the host they are exact and flush as well, so
+// that it shows the polynomials' error. Those are minimax fits as in platform.h.
 #pragma once
 #include "platform.h"
 
@@ -59,7 +60,7 @@ FT_HD float sqrt(float x) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// log2(Phi(-a)) + more for a >= 0. Beyond 13.5, where Phi is below any float, it falls on to -inf.
+// log2(Phi(-a)) + more for a >= 0. Beyond 13.5, where Phi(-a) is below any float, it falls on to -inf.
 template <int kDigits>
 FT_HD float log2_normal_tail(float a, float more = 0) {
   if constexpr (kDigits <= 8) {
@@ -87,13 +88,11 @@ FT_HD float log2_normal_tail(float a, float more = 0) {
 
 }  // namespace coarse
 
-template <int kDigits>
-struct Coarse;
-
-template <int kDigits>
-struct Factor<Coarse<kDigits>> {
+// What results are multiplied by, the same for all elements, as functions take it into their constants.
+struct CoarseFactor {
   float value, inverse, log2;
-  explicit FT_HD Factor(double factor)
+
+  explicit FT_HD CoarseFactor(double factor)
       : value(float(factor)), inverse(float(1 / factor)), log2(float(::log2(factor))) {}
 };
 
@@ -147,7 +146,7 @@ struct Coarse {
   }
 
   friend FT_HD Coarse sigmoid(Coarse x) { return Coarse(coarse::reciprocal(1.0f + exp(-x).value)); }
-  friend FT_HD Coarse sigmoid(Coarse x, const Factor<Coarse>& f) {
+  friend FT_HD Coarse sigmoid(Coarse x, const CoarseFactor& f) {
     return Coarse(coarse::reciprocal(coarse::multiply_add(exp(-x).value, f.inverse, f.inverse)));
   }
 
@@ -161,7 +160,7 @@ struct Coarse {
     const float tail = coarse::exp2(coarse::log2_normal_tail<kDigits>(::fabsf(x.value)));
     return Coarse(x.value > 0.0f ? 1.0f - tail : tail);
   }
-  friend FT_HD Coarse normal_cdf(Coarse x, const Factor<Coarse>& f) {
+  friend FT_HD Coarse normal_cdf(Coarse x, const CoarseFactor& f) {
     const float tail = coarse::exp2(coarse::log2_normal_tail<kDigits>(::fabsf(x.value), f.log2));
     return Coarse(x.value > 0.0f ? f.value - tail : tail);
   }

@@ -198,22 +198,6 @@ FT_HD T sigmoid(T x) {
   return x < T(0) ? e * s : s;
 }
 
-// What results are multiplied by, the same for all elements: functions of coarse arithmetic take it into their
-// constants.
-template <class T>
-struct Factor {
-  T value;
-  explicit FT_HD Factor(double factor) : value(T(factor)) {}
-};
-template <class T>
-FT_HD T normal_cdf(T x, const Factor<T>& factor) {
-  return normal_cdf(x) * factor.value;
-}
-template <class T>
-FT_HD T sigmoid(T x, const Factor<T>& factor) {
-  return sigmoid(x) * factor.value;
-}
-
 // sigmoid(x) and sigmoid(-x) for the price of one.
 template <class T>
 struct Sigmoids {

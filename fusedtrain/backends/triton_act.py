@@ -231,7 +231,7 @@ def _launch_forward(
     """From contiguous tensors; y may be x."""
     if x.numel() == 0:
         return
-    width, size = checks.width_of(x), forward_size(x.dtype, alone=bias is None and residual is None)
+    width, size = checks.width_of(x), forward_size(x.dtype, bias=bias, residual=residual)
     plan = plan_of(size, x.device, x.numel(), None if bias is None else width)
     with current(x.device):
         act_dropout_kernel[plan.programs](
@@ -305,7 +305,7 @@ def act_dropout_grad(
     dys = dy.contiguous()
     saved, bias, rng_state = checks.contiguous(saved, None if from_output else bias, rng_state)
     columns = needs_bias_grad or bias is not None
-    size = backward_size(dy.dtype, alone=not columns)
+    size = backward_size(dy.dtype, bias=bias, dbias=dbias if needs_bias_grad else None)
     plan = plan_of(size, dy.device, dy.numel(), width if columns else None, needs_bias_grad)
     sums = (dbias, *Sums.of(plan, 1, dbias)) if needs_bias_grad else (None,) * 4
     with current(dy.device):
@@ -339,50 +339,49 @@ def aot_choices() -> Iterator[tuple[str, torch.dtype]]:
     yield "silu", torch.float64
 
 
+def _forward_case(activation: str, dtype: torch.dtype, *absent: str) -> AotCase:
+    t, marks = TYPES[dtype], rules.ACTIVATIONS[activation].saves == "output"
+    x = f"*{t.name}"
+    case = AotCase(
+        f"act_dropout_kernel[{activation}, {t}]",
+        act_dropout_kernel,
+        {"x": x, "bias": x, "residual": x, "rng_state": "*i64", "y": x, **SCALARS},
+        {"FWD": ACTIVATIONS[activation].fwd, "MARK": marks, **constants(dtype)},
+        {},
+    ).without(*absent)
+    return case.of_size(forward_size(dtype, **case.given("bias", "residual")))
+
+
+def _backward_case(activation: str, dtype: torch.dtype, from_output: bool, *absent: str) -> AotCase:
+    t, rule = TYPES[dtype], ACTIVATIONS[activation]
+    x, wide = f"*{t.name}", "*fp64" if dtype == torch.float64 else "*fp32"
+    sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
+    grad = rule.grad_from_output if from_output else rule.grad
+    implied = ("bias", "rng_state") * from_output + tuple(sums) * ("dbias" in absent)
+    case = AotCase(
+        f"act_dropout_grad_kernel[{activation}, {t}{', from output' * from_output}]",
+        act_dropout_grad_kernel,
+        {"dy": x, "saved": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS},
+        {"GRAD": grad, "FROM_OUTPUT": from_output, **constants(dtype)},
+        {},
+    ).without(*absent, implied=implied)
+    return case.of_size(backward_size(dtype, **case.given("bias", "dbias")))
+
+
 def aot_cases() -> Iterator[AotCase]:
     """The kernels of this module, for compilation ahead of time: every rule, with all that is optional, and in 16 bits
-    alone, since there are fewer registers then; one of each kind with nothing."""
+    with neither operands nor sums, since there are fewer registers then; one of each kind with nothing."""
     for activation, dtype in aot_choices():
-        rule, t = ACTIVATIONS[activation], TYPES[dtype]
-        x, wide = f"*{t.name}", "*fp64" if dtype == torch.float64 else "*fp32"
-        marks = rules.ACTIVATIONS[activation].saves == "output"
-        is_16_bit, bare = dtype.itemsize == 2, dtype == torch.bfloat16 and activation in ("identity", "relu")
-        forward_case = AotCase(
-            f"act_dropout_kernel[{activation}, {t}]",
-            act_dropout_kernel,
-            {"x": x, "bias": x, "residual": x, "rng_state": "*i64", "y": x, **SCALARS},
-            {"FWD": rule.fwd, "MARK": marks, **constants(dtype)},
-            forward_size(dtype, alone=False).options(),
-        )
-        yield forward_case
-        alone = forward_case._replace(options=forward_size(dtype, alone=True).options()).without("bias", "residual")
-        if is_16_bit:
-            yield alone
-        if bare:
-            yield alone.without("rng_state")
-        sums = {"dbias": wide, "partials": wide, "totals": "*fp64", "tickets": "*i32"}
-        types = {"dy": x, "saved": x, "bias": x, "rng_state": "*i64", "dx": x, **sums, **SCALARS}
-        grad_case = AotCase(
-            f"act_dropout_grad_kernel[{activation}, {t}]",
-            act_dropout_grad_kernel,
-            types,
-            {"GRAD": rule.grad, "FROM_OUTPUT": False, **constants(dtype)},
-            backward_size(dtype, alone=False).options(),
-        )
-        yield grad_case
-        few = backward_size(dtype, alone=True).options()
-        alone = grad_case._replace(options=few).without("bias", *sums)
-        if is_16_bit:
-            yield alone
-        if bare and activation == "identity":
-            yield alone.without("saved", "rng_state")
-        if rule.grad_from_output is not None:
-            from_output = grad_case._replace(
-                name=f"act_dropout_grad_kernel[{activation}, {t}, from output]",
-                signature={name: type_ for name, type_ in types.items() if name not in ("bias", "rng_state")},
-                constants={**constants(dtype), "GRAD": rule.grad_from_output, "FROM_OUTPUT": True}
-                | dict.fromkeys(("bias", "rng_state")),
-            )
-            yield from_output
-            if is_16_bit:
-                yield from_output._replace(options=few).without(*sums)
+        both_ways = (False, True) if ACTIVATIONS[activation].grad_from_output else (False,)
+        yield _forward_case(activation, dtype)
+        for from_output in both_ways:
+            yield _backward_case(activation, dtype, from_output)
+        if activation in ("identity", "relu") and dtype == torch.bfloat16:
+            yield _forward_case(activation, dtype, "bias", "residual", "rng_state")
+    for activation in ACTIVATIONS:
+        for dtype in (torch.bfloat16, torch.float16):
+            yield _forward_case(activation, dtype, "bias", "residual")
+            yield _backward_case(activation, dtype, False, "bias", "dbias")
+            if ACTIVATIONS[activation].grad_from_output:
+                yield _backward_case(activation, dtype, True, "dbias")
+    yield _backward_case("identity", torch.bfloat16, False, "saved", "bias", "rng_state", "dbias")

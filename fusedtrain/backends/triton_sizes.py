@@ -2,8 +2,8 @@
 fp64 take all there are.
 
 The fewer registers, the more programs are resident, and the faster they are all together: on an H200 a tenth, of gelu
-with and without dropout, in both directions. These are as few as no rule spills with. ``alone``: with no bias, residual
-or gradient of a bias.
+with and without dropout, in both directions. These are as few as no rule spills with; operands take some. Those that a
+call has none of are None.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def _size(dtype: torch.dtype, coarse: int, exact: int) -> Size:
     return Size(WARPS, {2: coarse, 4: exact, 8: 255}[dtype.itemsize])
 
 
-def forward_size(dtype: torch.dtype, alone: bool) -> Size:
-    return _size(dtype, 40 if alone else 64, 128)
+def forward_size(dtype: torch.dtype, *, bias: object, residual: object) -> Size:
+    return _size(dtype, 40 if bias is None and residual is None else 64, 128)
 
 
-def backward_size(dtype: torch.dtype, alone: bool) -> Size:
-    return _size(dtype, 64 if alone else 80, 128)
+def backward_size(dtype: torch.dtype, *, bias: object, dbias: object) -> Size:
+    return _size(dtype, 64 if bias is None and dbias is None else 80, 128)
 
 
 def gated_forward_size(dtype: torch.dtype) -> Size:

@@ -185,12 +185,20 @@ class AotCase(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
 
-    def without(self, *optional: str) -> AotCase:
-        """The same of a call in which these arguments are None."""
-        types = {name: type_ for name, type_ in self.signature.items() if name not in optional}
-        constants = {**self.constants, **dict.fromkeys(optional)}
-        name = self.name.removesuffix("]") + f", no {', '.join(optional)}]"
+    def without(self, *optional: str, implied: tuple[str, ...] = ()) -> AotCase:
+        """The same of a call in which these arguments are None, and those that go with them."""
+        absent = {*optional, *implied}
+        types = {name: type_ for name, type_ in self.signature.items() if name not in absent}
+        constants = {**self.constants, **dict.fromkeys(absent)}
+        name = self.name.removesuffix("]") + f", no {', '.join(optional)}]" if optional else self.name
         return self._replace(name=name, signature=types, constants=constants)
+
+    def given(self, *optional: str) -> dict[str, str | None]:
+        """The types of these arguments, None of those that are."""
+        return {name: self.signature.get(name) for name in optional}
+
+    def of_size(self, size: Size) -> AotCase:
+        return self._replace(options=size.options())
 
 
 @functools.cache

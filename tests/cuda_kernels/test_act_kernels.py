@@ -150,6 +150,36 @@ def test_bias_and_residual(ops: Backend, place: torch.device, width: int, dtype:
         assert_accurate(dx, "act_dropout_grad", dy, x, bias, STATE, 6554, "silu", False, False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(12, 4096), (5, 16384), (1200, 24), (40, 1000)])
+def test_a_thread_goes_on_in_the_same_columns(
+    ops: Backend, place: torch.device, rows: int, width: int, dtype: torch.dtype
+) -> None:
+    """Where one turn of all blocks is not a number of rows by itself, and several turns are taken."""
+    rows *= 100 if place.type == "cuda" else 1
+    x, dy = sample(rows * width, dtype).view(rows, width), sample(rows * width, dtype, 1.0).view(rows, width)
+    bias, state = sample(width, dtype), STATE.to(place)
+    there, x_there, dy_there = bias.to(place), x.to(place), dy.to(place)
+    y = ops.act_dropout(x_there, there, None, state, 6554, "gelu")
+    assert_accurate(y, "act_dropout", x, bias, None, STATE, 6554, "gelu")
+    dx, _ = ops.act_dropout_grad(dy_there, x_there, there, state, 6554, "gelu", False, False)
+    assert_accurate(dx, "act_dropout_grad", dy, x, bias, STATE, 6554, "gelu", False, False)
+    wide, wide_bias = torch.cat([x, dy], 1), sample(2 * width, dtype)
+    wide_there, there = wide.to(place), wide_bias.to(place)
+    y = ops.gated_act_dropout(wide_there, there, state, 6554, "gelu")
+    assert_accurate(y, "gated_act_dropout", wide, wide_bias, STATE, 6554, "gelu")
+    dx, _ = ops.gated_act_dropout_grad(dy_there, wide_there, there, state, 6554, "gelu", False)
+    assert_accurate(dx, "gated_act_dropout_grad", dy, wide, wide_bias, STATE, 6554, "gelu", False)
+
+
+def test_a_bias_that_is_passed_with_the_output_is_not_looked_at(ops: Backend, place: torch.device) -> None:
+    """Nor need it be aligned for chunks of y and dy to be moved whole."""
+    y, dy = sample(900, torch.bfloat16).view(300, 3), sample(900, torch.bfloat16).view(300, 3)
+    bias = Guarded(torch.full((3,), torch.nan, dtype=torch.bfloat16), 2, place).tensor
+    got = [ops.act_dropout_grad(dy.to(place), y.to(place), b, None, 0, "relu", True, True) for b in (None, bias)]
+    assert all(bitwise_equal(a, b) for a, b in zip(*got, strict=True))
+
+
 # ---- masks
 
 
@@ -202,27 +232,32 @@ def test_the_state_may_have_any_stride(ops: Backend, place: torch.device) -> Non
 def test_any_alignment_and_nothing_outside(
     ops: Backend, place: torch.device, width: int, rows: int, dtype: torch.dtype
 ) -> None:
-    """All shifts of all tensors give the same bits, in place too, and leave their surroundings alone."""
+    """All shifts of all tensors, and of each alone, give the same bits, in place too, and leave their surroundings as
+    they were."""
     x, dy, residual = (sample(rows * width, dtype).view(rows, width) for _ in range(3))
     bias, wide = sample(width, dtype), sample(2 * rows * width, dtype).view(rows, 2 * width)
+    originals = (x, dy, residual, bias, wide, sample(2 * width, dtype))
     state = STATE.to(place)
     expected: list[Tensor] | None = None
-    for shift in range(0, 16, x.element_size()):
-        guarded = [Guarded(t, shift, place) for t in (x, dy, residual, bias, wide)]
-        g_x, g_dy, g_residual, g_bias, g_wide = (g.tensor for g in guarded)
-        target = Guarded(x, shift, place)
+    size, count = x.element_size(), len(originals)
+    together = [[shift] * count for shift in range(0, 16, size)]
+    alone = [[size if k == other else 0 for other in range(count)] for k in range(count)]
+    for shifts in together + alone:
+        guarded = [Guarded(t, shift, place) for t, shift in zip(originals, shifts, strict=True)]
+        g_x, g_dy, g_residual, g_bias, g_wide, g_wide_bias = (g.tensor for g in guarded)
+        target = Guarded(x, shifts[0], place)
         ops.act_dropout_(target.tensor, g_bias, g_residual, state, 6554, "gelu")
         got = [
             target.tensor,
             ops.act_dropout(g_x, g_bias, g_residual, state, 6554, "gelu"),
             *ops.act_dropout_grad(g_dy, g_x, g_bias, state, 6554, "gelu", False, True),
-            ops.gated_act_dropout(g_wide, None, state, 6554, "silu"),
-            *ops.gated_act_dropout_grad(g_dy, g_wide, None, state, 6554, "silu", True),
+            ops.gated_act_dropout(g_wide, g_wide_bias, state, 6554, "silu"),
+            *ops.gated_act_dropout_grad(g_dy, g_wide, g_wide_bias, state, 6554, "silu", True),
         ]
         assert bitwise_equal(got[0], got[1])
         expected = expected or [t.clone() for t in got]
         assert all(bitwise_equal(a, b) for a, b in zip(got, expected, strict=True))
-        for g, original in zip([*guarded, target], (x, dy, residual, bias, wide), strict=False):
+        for g, original in zip(guarded, originals, strict=True):
             g.assert_margins()
             assert bitwise_equal(g.tensor, original)
         target.assert_margins()

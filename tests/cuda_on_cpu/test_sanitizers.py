@@ -52,6 +52,12 @@ PLANTED = {  # what: file, sources, replaced by, part, sanitizer that sees it, w
     "a wrong tail": (
         "step.cuh", "if (t < n - (end - head))", "if (t < n - (end - head) - 1)", "step", "none", "WRONG",
     ),
+    "chunks of a thread in other columns": (
+        "act_walk.cuh", "gcd(walk.width, kFlatNear)", "gcd(walk.width, 2 * kFlatNear)", "act", "none", "WRONG",
+    ),
+    "a bias that is not aligned": (
+        "act_dropout.cu", "is_aligned(call.bias.data)", "true", "act", "address", "misaligned address",
+    ),
     "a table overwritten that another stream has yet to read": (
         "device_plan.cu", "nullptr && stream == stream_)", "nullptr)", "plan", "none", "WRONG",
     ),

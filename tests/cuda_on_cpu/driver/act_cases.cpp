@@ -13,9 +13,10 @@ constexpr int64_t kState[2] = {0x123456789abcdef, 40};
 
 struct Case {
   int64_t rows, width;
-  int64_t offset;  // of x, dy and the output, in bytes
+  int64_t offset;  // of all tensors, in elements
   uint32_t threshold;
   bool bias, residual;
+  int64_t operand_offset = 0;  // of bias and residual
 };
 
 bool is_kept(int64_t i, uint32_t threshold) {
@@ -55,7 +56,8 @@ template <class Rule>
 void plain(Tally& tally, int rule, DType dtype, const Case& c) {
   const int64_t n = c.rows * c.width, offset = c.offset * size_of(dtype);
   Buffer x(dtype, n, offset), y(dtype, n, offset), dy(dtype, n, offset), dx(dtype, n, offset);
-  Buffer bias(dtype, c.bias ? c.width : 0), residual(dtype, c.residual ? n : 0, offset);
+  const int64_t operand_offset = (c.offset + c.operand_offset) * size_of(dtype);
+  Buffer bias(dtype, c.bias ? c.width : 0, operand_offset), residual(dtype, c.residual ? n : 0, operand_offset);
   x.fill(1), dy.fill(2), bias.fill(3), residual.fill(4);
   ActLaunch call = launch_of(rule, dtype, c);
   call.x = x.data();
@@ -78,7 +80,7 @@ void plain(Tally& tally, int rule, DType dtype, const Case& c) {
   back.dy = dy.data();
   back.out = dx.data();
   back.from_output = from_output;
-  if (c.bias && !from_output) back.bias = call.bias;
+  back.bias = call.bias;  // which is not looked at where the output is
   BiasGrad dbias(back, dtype, c.width, c.bias, false);
   tally.expect(ft_cuda_act_dropout_grad(&back, nullptr) == cudaSuccess, "%s backward: refused", Rule::kName);
   std::vector<double> sums(size_t(c.width));
@@ -107,7 +109,7 @@ template <class Rule>
 void gated(Tally& tally, int rule, DType dtype, const Case& c) {
   const int64_t n = c.rows * c.width, offset = c.offset * size_of(dtype);
   Buffer x(dtype, 2 * n, offset), y(dtype, n, offset), dy(dtype, n, offset), dx(dtype, 2 * n, offset);
-  Buffer bias(dtype, c.bias ? 2 * c.width : 0);
+  Buffer bias(dtype, c.bias ? 2 * c.width : 0, (c.offset + c.operand_offset) * size_of(dtype));
   x.fill(1), dy.fill(2), bias.fill(3);
   ActLaunch call = launch_of(rule, dtype, c);
   call.x = x.data();
@@ -161,7 +163,8 @@ void shape_cases(Tally& tally, int rule) {
       {0, 8, 0, 20000, true, false},     {1, 1, 0, 20000, true, false},    {1, 7, 0, 20000, false, false},
       {1, 8, 0, 20000, false, false},    {1, 9, 0, 20000, false, false},   {1, 8, 0, 0, false, false},
       {3, 2051, 0, 20000, true, false},  {3, 2048, 0, 20000, true, false}, {300, 16, 0, 20000, true, true},
-      {1, 5000, 0, 20000, false, false}, {70, 65, 0, 20000, true, false}};
+      {1, 5000, 0, 20000, false, false}, {70, 65, 0, 20000, true, false},  {300, 3, 0, 20000, true, false},
+      {12, 4096, 0, 20000, true, false}, {2, 40, 0, 20000, true, true, 1}, {2, 40, 0, 20000, true, false, 1}};
   for (const DType dtype : {DType::kFloat, DType::kBFloat16}) {
     for (const Case& c : shapes) {
       plain<Rule>(tally, rule, dtype, c);

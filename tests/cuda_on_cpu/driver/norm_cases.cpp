@@ -69,7 +69,7 @@ void one(Tally& tally, const std::vector<int64_t>& sizes, DType dtype, int64_t o
   args.norm_type = p;
   args.has_double = dtype == DType::kDouble;
   args.partials = layout.partial(base);
-  args.tickets = layout.ticket(base, 0);
+  args.tickets = layout.counter(base, layout.kNormTicket);
   args.norm = {&norm, DType::kDouble};
   args.nonfinite = {&nonfinite, DType::kDouble};
   for (int repeat = 0; repeat < 2; ++repeat) {  // the second finds what the first has left
