@@ -152,7 +152,7 @@ def measure(hot: HotKernel, found: Compiled, disassembler: str, compiled: str, m
     if not loop.cost.wide_loads or (hot.stores and not loop.cost.wide_stores):
         found.wrong.append(f"{hot.title}: no loads or no stores of 128 bits")
     total = loop.cost.total / loop.elements
-    most = BUDGETS.get(found.architecture, float("inf")) * (hot.loads + hot.stores) + hot.additions
+    most = BUDGETS.get(found.architecture, float("inf")) * (hot.loads + hot.stores) + hot.allowance
     if total > most:
         found.wrong.append(f"{hot.title}: {total:.2f} instructions per element, of a budget of {most:.2f}")
     if loop.cost.until_loaded > LATEST_LOAD * loop.cost.total:

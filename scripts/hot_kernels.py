@@ -26,7 +26,7 @@ class HotKernel:
     loads: int
     stores: int
     doubles: int | None = None
-    additions: int = 0  # beyond the budget: of operands that are moved once for many elements
+    allowance: int = 0  # instructions beyond the budget, for operands that are moved once for many elements
 
 
 GRAD = "act_dropout_grad.cu"
@@ -40,7 +40,9 @@ HOT_KERNELS = [
         HotKernel(f"{rule} forward, bf16", "act_dropout.cu", f"act_kernel<Forward<{name}, bf16, false>>", 2, 2)
         for rule, name in ACTIVATIONS.items()
     ),
-    HotKernel("gelu forward with bias, bf16", "act_dropout.cu", "act_kernel<Forward<Gelu, bf16, true>>", 2, 2, None, 1),
+    HotKernel(
+        "gelu forward with bias, bf16", "act_dropout.cu", "act_kernel<Forward<Gelu, bf16, true>>", 2, 2, allowance=1
+    ),
     HotKernel("relu backward from y, bf16", GRAD, "act_kernel<Backward<Relu, bf16, true, false>>", 4, 2),
     HotKernel(
         "relu backward from y with sums, bf16", GRAD, "act_kernel<Backward<Relu, bf16, true, true>>", 4, 2, None, 1

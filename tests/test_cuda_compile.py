@@ -106,7 +106,7 @@ class HotKernel:
     loads: int
     stores: int
     doubles: int | None = None
-    additions: int = 0
+    allowance: int = 0
 HOT_KERNELS = [HotKernel("twice", "twice.cu", "twice", 4, 4)]
 """
 

@@ -27,57 +27,67 @@ __global__ void fill(__nv_bfloat16* x, int64_t count, uint32_t salt) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
   auto *x = device_memory<__nv_bfloat16>(kNumel), *y = device_memory<__nv_bfloat16>(kNumel);
   auto *dy = device_memory<__nv_bfloat16>(kNumel), *dx = device_memory<__nv_bfloat16>(kNumel);
+  auto *saved_y = device_memory<__nv_bfloat16>(kNumel), *bias = device_memory<__nv_bfloat16>(kWidth);
   fill<<<4096, 256>>>(x, kNumel, 1);
   fill<<<4096, 256>>>(dy, kNumel, 2);
+  fill<<<4096, 256>>>(bias, kWidth, 3);
+  check(cudaGetLastError());
   const int64_t seed_and_offset[2] = {1234567, 8};
   int64_t* state = device_memory<int64_t>(2);
   check(cudaMemcpy(state, seed_and_offset, sizeof seed_and_offset, cudaMemcpyHostToDevice));
   float* dbias = device_memory<float>(kWidth);
-  void* workspace = device_memory<char>(ft_cuda_act_workspace(kNumel, kWidth, kBFloat16, true));
+  void* workspace = device_memory<char>(std::max(ft_cuda_act_workspace(kNumel, kWidth, kBFloat16, false),
+                                                 ft_cuda_act_workspace(kNumel / 2, kWidth / 2, kBFloat16, true)));
 
-  const auto call = [&](const char* rule, double p) {
+  std::vector<Row> rows = {
+      {"copy", 4.0 * kNumel, [=] { check(cudaMemcpyAsync(y, x, 2 * kNumel, cudaMemcpyDeviceToDevice)); }}};
+  using Launcher = cudaError_t (*)(const ft::ActLaunch*, cudaStream_t);
+  const auto add = [&](const char* name, Launcher launcher, ft::ActLaunch call, double bytes) {
+    rows.push_back({name, bytes * double(call.numel), [=] { check(launcher(&call, nullptr)); }});
+  };
+  const auto call = [&](const char* rule, double p, bool has_bias = false) {
     ft::ActLaunch made;
     made.rule = ft::index_of(rule, ft::Activations{});
     made.dtype = kBFloat16, made.numel = kNumel, made.width = kWidth, made.rng_state = state;
     made.threshold = uint32_t(p * 65536 + 0.5);
     made.scale = 65536.0 / (65536 - made.threshold);
-    made.x = x, made.dy = dy;
+    made.x = x, made.out = y;
+    if (has_bias) made.bias = {bias, kBFloat16};
     return made;
   };
-  std::vector<Row> rows = {
-      {"copy", 4.0 * kNumel, [=] { check(cudaMemcpyAsync(y, x, 2 * kNumel, cudaMemcpyDeviceToDevice)); }}};
-  const auto forward = [&](const char* name, ft::ActLaunch made, double bytes) {
-    made.out = y;
-    rows.push_back({name, bytes * double(made.numel), [=] { check(ft_cuda_act_dropout(&made, nullptr)); }});
+  // The gradient that belongs to it; also that of the bias, if there is one.
+  const auto gradient = [&](ft::ActLaunch made) {
+    made.dy = dy, made.out = dx;
+    if (made.bias.data != nullptr) made.dbias = dbias, made.workspace = workspace;
+    return made;
   };
-  const auto backward = [&](const char* name, ft::ActLaunch made, bool sums) {
-    made.out = dx;
-    if (sums) made.dbias = dbias, made.workspace = workspace;
-    rows.push_back({name, 6.0 * double(made.numel), [=] { check(ft_cuda_act_dropout_grad(&made, nullptr)); }});
-  };
-  ft::ActLaunch biased = call("gelu", 0.1), both;
-  biased.bias = {y, kBFloat16};
-  both = biased;
-  both.residual = {dy, kBFloat16};
-  forward("gelu, p 0.1", call("gelu", 0.1), 4);
-  forward("gelu, p 0", call("gelu", 0), 4);
-  forward("relu, p 0.1", call("relu", 0.1), 4);
-  forward("identity, p 0", call("identity", 0), 4);
-  forward("gelu, p 0.1, bias", biased, 4);
-  forward("gelu, p 0.1, bias, residual", both, 6);
-  backward("gradient of gelu, p 0.1", call("gelu", 0.1), false);
-  backward("gradient of gelu, p 0", call("gelu", 0), false);
-  backward("gradient of gelu, p 0.1, and of the bias", biased, true);
+  const ft::ActLaunch gelu = call("gelu", 0.1), biased = call("gelu", 0.1, true);
+  ft::ActLaunch residual = biased, relu = call("relu", 0.1), from_y = relu;
+  residual.residual = {dy, kBFloat16};
+  relu.mark = true;  // as in training: the backward works from y
+  add("gelu, p 0.1", ft_cuda_act_dropout, gelu, 4);
+  add("gelu, p 0", ft_cuda_act_dropout, call("gelu", 0), 4);
+  add("relu, p 0.1", ft_cuda_act_dropout, relu, 4);
+  add("identity, p 0", ft_cuda_act_dropout, call("identity", 0), 4);
+  add("gelu, p 0.1, bias", ft_cuda_act_dropout, biased, 4);
+  add("gelu, p 0.1, bias, residual", ft_cuda_act_dropout, residual, 6);
+  add("gradient of gelu, p 0.1", ft_cuda_act_dropout_grad, gradient(gelu), 6);
+  add("gradient of gelu, p 0", ft_cuda_act_dropout_grad, gradient(call("gelu", 0)), 6);
+  add("gradient of gelu, p 0.1, and of the bias", ft_cuda_act_dropout_grad, gradient(biased), 6);
+  relu.out = saved_y;
+  check(ft_cuda_act_dropout(&relu, nullptr));
+  from_y.x = saved_y, from_y.from_output = true;
+  add("gradient of relu from y, p 0.1", ft_cuda_act_dropout_grad, gradient(from_y), 6);
+  from_y.bias = biased.bias;
+  add("gradient of relu from y, p 0.1, and of the bias", ft_cuda_act_dropout_grad, gradient(from_y), 6);
 
   ft::ActLaunch gated = call("silu", 0.1);
-  gated.numel = kNumel / 2, gated.width = kWidth / 2, gated.out = y;
-  rows.push_back(
-      {"swiglu, p 0.1", 6.0 * double(gated.numel), [=] { check(ft_cuda_gated_act_dropout(&gated, nullptr)); }});
-  gated.out = dx;
-  rows.push_back({"gradient of swiglu, p 0.1", 10.0 * double(gated.numel),
-                  [=] { check(ft_cuda_gated_act_dropout_grad(&gated, nullptr)); }});
-  time_and_print(rows, rounds);
+  gated.numel = kNumel / 2, gated.width = kWidth / 2;
+  add("swiglu, p 0.1", ft_cuda_gated_act_dropout, gated, 6);
+  add("gradient of swiglu, p 0.1", ft_cuda_gated_act_dropout_grad, gradient(gated), 10);
+  gated.bias = biased.bias;
+  add("gradient of swiglu, p 0.1, and of the bias", ft_cuda_gated_act_dropout_grad, gradient(gated), 10);
+  time_and_print(rows, rounds_of(argc, argv));
 }

@@ -13,6 +13,8 @@
 //   kBlocks              how many blocks a processor shall hold: it says how many registers there are
 // It gives `sums` each value to be summed: by add(which, k, value) in a whole chunk, else by add_one.
 #pragma once
+#include <numeric>
+
 #include "cuda/act_chunk.cuh"
 #include "cuda/act_columns.cuh"
 
@@ -168,13 +170,13 @@ __global__ void __launch_bounds__(kActThreads, Op::kBlocks)
 // More blocks than are resident at once: with no more, each has its share from the beginning, and processors that are
 // slower than others, by where they lie, come last. But each thread has a few steps at least, if there are so many:
 // with one it waits for its first data, and for the state of the dropout, with nothing else to do, and to begin costs
-// it a quarter of a step. Of gelu, p 0.1, 16384 x 16384 bf16, an H200 takes 316 us with one step for each thread, 304
-// with two, 290 with four and 286 with eight; without dropout 271, 267, 271 and 277. On an H100 one block for each that
-// is resident has 0.88 of the bandwidth of a copy, 8 have 0.96 and 64 have 0.98.
+// it a quarter of a step. Of gelu, p 0.1, 16384 x 16384 bf16, an H200 took 316 us with one step for each thread, 304
+// with two, 290 with four and 286 with eight; without dropout, where eight are too many, 271, 267, 271 and 277. On an
+// H100 one block for each that is resident had 0.88 of the bandwidth of a copy, 8 had 0.96 and 64 had 0.98.
 constexpr int64_t kWaves = 64, kLeastSteps = 4;
 
 // Blocks of which one turn is a whole number of rows, so that the next finds the same columns; or all that there are
-// chunks for, so that one turn is all.
+// chunks for, so that one turn is all. It comes to that where a row is long and has few factors of two.
 inline int64_t blocks_of_rows(int64_t blocks, const Walk& walk) {
   const int64_t unit = walk.width / std::gcd(walk.width, kFlatNear);
   const int64_t all = (walk.numel + kFlatNear - 1) / kFlatNear;
@@ -197,9 +199,9 @@ cudaError_t launch_act(const Op& op, Walk walk, const ColumnPlan& plan, cudaStre
     if (const cudaError_t error = resident_blocks<act_kernel<Op>>(kActThreads, &blocks)) return error;
     const int64_t steps = (walk.numel + kBlockElements - 1) / kBlockElements;
     blocks = std::min({steps, blocks * kWaves, std::max(blocks, steps / kLeastSteps)});
-    if (walk.width > 0 && walk.vectors_end > 0) blocks = blocks_of_rows(blocks, walk);
-    walk.near = blocks * kFlatNear;
-    walk.step = kChunksOfStep<Op> * walk.near;
+    if (Op::kTake > 0 && walk.width > 0 && walk.vectors_end > 0) blocks = blocks_of_rows(blocks, walk);
+    if (Op::kColumns) walk.near = blocks * kFlatNear;
+    walk.step = blocks * kBlockElements;
   }
   return launch(act_kernel<Op>, blocks, kActThreads, stream, op, walk, plan);
 }

@@ -62,7 +62,7 @@ struct StepArgs {
   DeviceTable<StepRow> table;
   unsigned* pending;  // for each row: how many of its chunks have read its step count. 0 before and after
   unsigned* ticket;   // likewise 0
-  unsigned* claimed;  // chunks that blocks have taken beyond their first. Likewise 0
+  unsigned* claimed;  // how often blocks have asked for another chunk. Likewise 0
   const double* hyper;
   int64_t hyper_columns;
   ScalarRef norm, nonfinite, inv_scale, found_inf;

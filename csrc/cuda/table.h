@@ -53,7 +53,9 @@ struct TableLayout {
   }
   // The bytes there are if each chunk has a partial of its own.
   int64_t bytes_by_chunk() const { return partials + chunk_count * int64_t(sizeof(NormPartial)); }
-  unsigned* counter(char* memory, int which) const { return reinterpret_cast<unsigned*>(memory + counters) + which; }
+  unsigned* counter(char* memory, Counter which) const {
+    return reinterpret_cast<unsigned*>(memory + counters) + which;
+  }
   unsigned* pending(char* memory) const { return counter(memory, kCounters); }
   NormPartial* partial(char* memory) const { return reinterpret_cast<NormPartial*>(memory + partials); }
 

@@ -5,9 +5,10 @@
 // what is stored has no more than the 8 digits of bfloat16 it is within 2^-11.5, a 10th of a unit in the last place,
 // below 3e-5 within 2^-10.5, and below 2^-121, where that fit ends, within 2^-8; a sum over rows, stored in 32 bits, is
 // then of such terms. On the device exponentials, quotients and roots are the approximations of the hardware, good to
-// 2^-21. They, and so these functions, flush to zero what is below the smallest normal float; a factor above 1 brings
-// back some of it, beyond the end of the fit: of 2^16, within 2^-5.5. On the host they are exact and flush as well, so
-// that it shows the polynomials' error. Those are minimax fits as in platform.h.
+// 2^-21. They, and so these functions, flush to zero what is below the smallest normal float. On the host they are
+// exact and flush as well, so that it shows the polynomials' error. Those are minimax fits as in platform.h. With a
+// factor it is the product that is flushed: by one of 2^16 results are kept that lie beyond the end of that fit, within
+// 2^-5.5.
 #pragma once
 #include "platform.h"
 

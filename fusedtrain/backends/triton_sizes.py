@@ -1,9 +1,9 @@
 """How big the programs of activation + dropout are, by the registers of a thread: for 16 bits and for fp32, as those of
 fp64 take all there are.
 
-The fewer registers, the more programs are resident, and the faster they are all together: on an H200 a tenth, of gelu
-with and without dropout, in both directions. These are as few as no rule spills with; operands take some. Those that a
-call has none of are None.
+The fewer registers, the more programs are resident, and the faster they are all together: on an H200 gelu took 30 to 50
+us less with 40 and 64 than with 64 and 80, of some 270 to 460. These are as few as no rule spills with on sm_90.
+Operands take some; those that a call has none of are None.
 """
 
 from __future__ import annotations

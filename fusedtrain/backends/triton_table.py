@@ -187,7 +187,7 @@ class AotCase(NamedTuple):
 
     def without(self, *optional: str, implied: tuple[str, ...] = ()) -> AotCase:
         """The same of a call in which these arguments are None, and those that go with them."""
-        absent = {*optional, *implied}
+        absent = (*optional, *implied)
         types = {name: type_ for name, type_ in self.signature.items() if name not in absent}
         constants = {**self.constants, **dict.fromkeys(absent)}
         name = self.name.removesuffix("]") + f", no {', '.join(optional)}]" if optional else self.name

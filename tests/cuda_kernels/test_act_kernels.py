@@ -151,7 +151,7 @@ def test_bias_and_residual(ops: Backend, place: torch.device, width: int, dtype:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "width"), [(12, 4096), (5, 16384), (1200, 24), (40, 1000)])
+@pytest.mark.parametrize(("rows", "width"), [(12, 4096), (5, 16384), (1200, 24), (40, 1000), (4, 14336)])
 def test_a_thread_goes_on_in_the_same_columns(
     ops: Backend, place: torch.device, rows: int, width: int, dtype: torch.dtype
 ) -> None:
