@@ -79,18 +79,12 @@ struct Kept {
   bool first, second;
 };
 // Each lane is compared where it lies, or moved, at the upper end of a word. What is below it cannot matter if the
-// lower half of the bound is all ones.
-__device__ __forceinline__ Kept kept_one_by_one(uint32_t lanes, uint32_t bounds) {
+// lower half of the bound is all ones. Not by __vibmin_u16x2, which would be less: ptxas of CUDA 13.0 may swap its
+// operands, and its predicates are then those of the other one.
+__device__ __forceinline__ Kept kept_of(uint32_t lanes, uint32_t bounds) {
   const uint32_t bound = bounds | 0xffffu;
   return {lanes << 16 > bound, lanes > bound};
 }
-// By one instruction of sm_90 to sm_103; on others it would be many.
-__device__ __forceinline__ Kept kept_at_once(uint32_t lanes, uint32_t bounds) {
-  bool first_drops, second_drops;
-  __vibmin_u16x2(lanes, bounds, &second_drops, &first_drops);
-  return {!first_drops, !second_drops};
-}
-
 // Which elements of a chunk are kept: all, until lanes are given.
 class Keep {
  public:
@@ -106,11 +100,7 @@ class Keep {
   __device__ __forceinline__ void for_each(const Take& take) const {
 #pragma unroll
     for (int k = 0; k < kChunk; k += 2) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
-      const Kept kept = kept_at_once(words_[k / 2], bounds_);
-#else
-      const Kept kept = kept_one_by_one(words_[k / 2], bounds_);
-#endif
+      const Kept kept = kept_of(words_[k / 2], bounds_);
       take(k, kept.first);
       take(k + 1, kept.second);
     }

@@ -161,11 +161,6 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 inline unsigned __vcmpgeu2(unsigned a, unsigned b) {
   return ((a & 0xffff) >= (b & 0xffff) ? 0xffffu : 0u) | ((a >> 16) >= (b >> 16) ? 0xffff0000u : 0u);
 }
-inline unsigned __vibmin_u16x2(unsigned a, unsigned b, bool* pred_hi, bool* pred_lo) {
-  *pred_hi = a >> 16 <= b >> 16;
-  *pred_lo = (a & 0xffff) <= (b & 0xffff);
-  return (*pred_hi ? a & 0xffff0000u : b & 0xffff0000u) | (*pred_lo ? a & 0xffff : b & 0xffff);
-}
 inline unsigned __vcmpltu2(unsigned a, unsigned b) { return ~__vcmpgeu2(a, b); }
 
 // ---- arithmetic: the device's approximations are within a few units in the last place of these
