@@ -346,6 +346,81 @@ def lion(
     return torch.where(c.isnan(), c, c.sign()) + decay(p, weight_decay), (m + (1 - beta2) * (g - m),)
 
 
+def adagrad(
+    p: Tensor, g: Tensor, states: States, t: Tensor, lr_decay: Scalar, eps: Scalar, weight_decay: Scalar
+) -> tuple[Tensor, States]:
+    """``s = s + g^2``, ``u = g / (sqrt(s) + eps) / (1 + (t - 1) lr_decay)`` (Duchi et al. 2011). ``weight_decay`` is
+    added to the gradient."""
+    (s,) = states
+    g = g + decay(p, weight_decay)
+    s = s + g * g
+    return g / (s.sqrt() + eps) / (1 + (t - 1) * lr_decay), (s,)
+
+
+def _rms_direction(g: Tensor, v: Tensor, alpha: Scalar, eps: Scalar) -> tuple[Tensor, Tensor]:
+    v = v + (1 - alpha) * (g * g - v)
+    return g / (v.sqrt() + eps), v
+
+
+def _centered_direction(g: Tensor, v: Tensor, a: Tensor, alpha: Scalar, eps: Scalar) -> tuple[Tensor, Tensor, Tensor]:
+    v, a = v + (1 - alpha) * (g * g - v), a + (1 - alpha) * (g - a)
+    return g / ((v - a * a).clamp(min=0).sqrt() + eps), v, a
+
+
+def rmsprop(
+    p: Tensor, g: Tensor, states: States, t: Tensor, alpha: Scalar, eps: Scalar, weight_decay: Scalar
+) -> tuple[Tensor, States]:
+    """``v = alpha v + (1 - alpha) g^2``, ``u = g / (sqrt(v) + eps)`` (Tieleman & Hinton 2012). ``weight_decay`` is
+    added to the gradient."""
+    (v,) = states
+    u, v = _rms_direction(g + decay(p, weight_decay), v, alpha, eps)
+    return u, (v,)
+
+
+def rmsprop_momentum(
+    p: Tensor,
+    g: Tensor,
+    states: States,
+    t: Tensor,
+    alpha: Scalar,
+    eps: Scalar,
+    weight_decay: Scalar,
+    momentum: Scalar,
+) -> tuple[Tensor, States]:
+    """RMSprop whose direction is ``b = momentum b + g / (sqrt(v) + eps)``, from 0, as torch's."""
+    v, b = states
+    u, v = _rms_direction(g + decay(p, weight_decay), v, alpha, eps)
+    b = momentum * b + u
+    return b, (v, b)
+
+
+def rmsprop_centered(
+    p: Tensor, g: Tensor, states: States, t: Tensor, alpha: Scalar, eps: Scalar, weight_decay: Scalar
+) -> tuple[Tensor, States]:
+    """RMSprop by the variance ``v - a^2``, with ``a = alpha a + (1 - alpha) g``, in place of ``v`` in the denominator
+    (Graves 2013). Rounded, the variance may come out negative, of which torch makes NaN; it is 0 then."""
+    v, a = states
+    u, v, a = _centered_direction(g + decay(p, weight_decay), v, a, alpha, eps)
+    return u, (v, a)
+
+
+def rmsprop_centered_momentum(
+    p: Tensor,
+    g: Tensor,
+    states: States,
+    t: Tensor,
+    alpha: Scalar,
+    eps: Scalar,
+    weight_decay: Scalar,
+    momentum: Scalar,
+) -> tuple[Tensor, States]:
+    """`rmsprop_centered` whose direction is gathered as that of `rmsprop_momentum`."""
+    v, a, b = states
+    u, v, a = _centered_direction(g + decay(p, weight_decay), v, a, alpha, eps)
+    b = momentum * b + u
+    return b, (v, a, b)
+
+
 @dataclass(frozen=True)
 class Update:
     """A row of the table: the direction, the names of its states (torch's keys) and of its hyperparameters."""
@@ -356,6 +431,7 @@ class Update:
 
 
 _ADAM_HYPER = ("beta1", "beta2", "eps", "weight_decay")
+_RMS_HYPER = ("alpha", "eps", "weight_decay")
 
 UPDATES: dict[str, Update] = {
     "sgd": Update(sgd, (), ("weight_decay",)),
@@ -365,6 +441,13 @@ UPDATES: dict[str, Update] = {
     "adamw": Update(adamw, ("exp_avg", "exp_avg_sq"), _ADAM_HYPER),
     "adamw_amsgrad": Update(adamw_amsgrad, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), _ADAM_HYPER),
     "lion": Update(lion, ("exp_avg",), ("beta1", "beta2", "weight_decay")),
+    "adagrad": Update(adagrad, ("sum",), ("lr_decay", "eps", "weight_decay")),
+    "rmsprop": Update(rmsprop, ("square_avg",), _RMS_HYPER),
+    "rmsprop_momentum": Update(rmsprop_momentum, ("square_avg", "momentum_buffer"), (*_RMS_HYPER, "momentum")),
+    "rmsprop_centered": Update(rmsprop_centered, ("square_avg", "grad_avg"), _RMS_HYPER),
+    "rmsprop_centered_momentum": Update(
+        rmsprop_centered_momentum, ("square_avg", "grad_avg", "momentum_buffer"), (*_RMS_HYPER, "momentum")
+    ),
 }
 
 # ---- what happens to a gradient before its rule sees it

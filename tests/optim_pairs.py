@@ -11,7 +11,14 @@ from torch.nn import Parameter
 
 import fusedtrain as ft
 
-CLASSES = [ft.optim.AdamW, ft.optim.Adam, ft.optim.SGD, ft.optim.Lion]
+CLASSES = [
+    ft.optim.AdamW,
+    ft.optim.Adam,
+    ft.optim.SGD,
+    ft.optim.Lion,
+    ft.optim.Adagrad,
+    ft.optim.RMSprop,
+]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 
 

@@ -18,6 +18,8 @@ CASES = [
     (ft.optim.Adam, {"amsgrad": True}),
     (ft.optim.SGD, {"momentum": 0.9, "dampening": 0.5, "max_norm": 0.5, "nonfinite": "skip"}),
     (ft.optim.Lion, {"max_norm": torch.inf}),
+    (ft.optim.Adagrad, {"max_norm": 1.0, "lr_decay": 0.1, "initial_accumulator_value": 0.1}),
+    (ft.optim.RMSprop, {"max_norm": 1.0, "momentum": 0.9, "centered": True}),
 ]
 
 

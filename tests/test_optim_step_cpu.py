@@ -34,6 +34,8 @@ HYPER = {  # a range for each hyperparameter of a rule
     "beta1": st.floats(0.5, 0.95),
     "beta2": st.floats(0.9, 0.9999),
     "eps": st.sampled_from([1e-8, 1e-3]),
+    "lr_decay": st.sampled_from([0.0, 0.1]),
+    "alpha": st.floats(0.5, 0.99),
 }
 sizes = st.one_of(
     st.just(()),
@@ -130,6 +132,9 @@ def case(
 
     update = rules.UPDATES[rule]
     table = table or [[0.1, 1.0, INF, 0.0, *(0.1 if name == "weight_decay" else 0.9 for name in update.hyper)]]
+    states = {key: [normal(s, s_dtype).abs_() for s in shapes] for key in update.slots}
+    for a, v in zip(states.get("grad_avg", ()), states.get("square_avg", ()), strict=False):
+        a.copy_(v.sqrt() / 2)  # as of averages: what is left of the second without the first is not mere rounding
     steps = [
         torch.tensor(float(i % 3), dtype=(torch.float32, torch.float64, torch.int64)[i % 3]) for i in range(len(shapes))
     ]
@@ -137,7 +142,7 @@ def case(
         rule,
         [normal(s, p_dtype) for s in shapes],
         [normal(s, g_dtype or p_dtype) for s in shapes],
-        [normal(s, s_dtype).abs_() for _ in update.slots for s in shapes],
+        [x for xs in states.values() for x in xs],
         steps,
         torch.tensor(table, dtype=torch.float64),
         [i % len(table) for i in range(len(shapes))],

@@ -176,6 +176,22 @@ TORCH_UPDATES: dict[str, Callable[..., torch.optim.Optimizer]] = {
             ("adamw_amsgrad", torch.optim.AdamW, True),
         )
     },
+    "adagrad": lambda p, lr, h: torch.optim.Adagrad(
+        p, lr, h["lr_decay"], h["weight_decay"], eps=h["eps"], foreach=False
+    ),
+    **{
+        name: lambda p, lr, h, centered="centered" in name: torch.optim.RMSprop(
+            p,
+            lr,
+            h["alpha"],
+            h["eps"],
+            h["weight_decay"],
+            h.get("momentum", 0.0),
+            centered,
+            foreach=False,
+        )
+        for name in ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
+    },
 }
 HYPER = {
     "weight_decay": st.sampled_from([0.0, 0.01, 0.3]),
@@ -185,6 +201,8 @@ HYPER = {
     "beta1": st.sampled_from([0.0, 0.8, 0.9]),
     "beta2": st.sampled_from([0.9, 0.95, 0.999]),
     "eps": st.sampled_from([1e-8, 1e-3, 1.0]),
+    "lr_decay": st.sampled_from([0.0, 0.1]),
+    "alpha": st.sampled_from([0.5, 0.9, 0.99]),
 }
 
 
@@ -254,6 +272,8 @@ def test_every_hyperparameter_matters(name: str) -> None:
         "beta1": 0.9,
         "beta2": 0.99,
         "eps": 0.1,
+        "lr_decay": 0.1,
+        "alpha": 0.9,
     }
     other = {
         "weight_decay": 0.2,
@@ -263,6 +283,8 @@ def test_every_hyperparameter_matters(name: str) -> None:
         "beta1": 0.6,
         "beta2": 0.9,
         "eps": 0.5,
+        "lr_decay": 0.3,
+        "alpha": 0.7,
     }
 
     def three_steps(h: dict[str, float]) -> Tensor:

@@ -152,7 +152,84 @@ struct Lion {
   };
 };
 
-using Updates = TypeList<Sgd, SgdMomentum, Adam, AdamAmsgrad, AdamW, AdamWAmsgrad, Lion>;
+struct Adagrad {
+  static constexpr const char* kName = "adagrad";
+  static constexpr int kStates = 1, kHyper = 3;
+
+  template <class T>
+  struct Direction {
+    T inv_slowdown, eps, weight_decay;
+
+    FT_HD Direction(const double* hyper, double t)
+        : inv_slowdown(T(1 / (1 + (t - 1) * hyper[0]))), eps(T(hyper[1])), weight_decay(T(hyper[2])) {}
+
+    FT_HD T operator()(T p, T g, T* s) const {
+      g = g + decay(p, weight_decay);
+      s[0] = s[0] + g * g;
+      return g * inv_slowdown / (sqrt(s[0]) + eps);
+    }
+  };
+};
+
+// RMSprop and its variants: the denominator from v or from the variance, the direction alone or with momentum. The
+// buffer of the momentum is the last state.
+template <class T, bool kCentered, bool kMomentum>
+struct RmspropDirection {
+  T one_minus_alpha, eps, weight_decay, momentum;
+
+  FT_HD RmspropDirection(const double* hyper, double)
+      : one_minus_alpha(T(1 - hyper[0])),
+        eps(T(hyper[1])),
+        weight_decay(T(hyper[2])),
+        momentum(kMomentum ? T(hyper[3]) : T(0)) {}
+
+  FT_HD T operator()(T p, T g, T* s) const {
+    g = g + decay(p, weight_decay);
+    s[0] = s[0] + one_minus_alpha * (g * g - s[0]);
+    T v = s[0];
+    if (kCentered) {
+      s[1] = s[1] + one_minus_alpha * (g - s[1]);
+      const T variance = v - s[1] * s[1];
+      v = variance < T(0) ? T(0) : variance;  // rounded below it; NaN stays NaN
+    }
+    const T u = g / (sqrt(v) + eps);
+    if (!kMomentum) return u;
+    T& buffer = s[kCentered ? 2 : 1];
+    buffer = momentum * buffer + u;
+    return buffer;
+  }
+};
+
+struct Rmsprop {
+  static constexpr const char* kName = "rmsprop";
+  static constexpr int kStates = 1, kHyper = 3;
+  template <class T>
+  using Direction = RmspropDirection<T, false, false>;
+};
+
+struct RmspropMomentum {
+  static constexpr const char* kName = "rmsprop_momentum";
+  static constexpr int kStates = 2, kHyper = 4;
+  template <class T>
+  using Direction = RmspropDirection<T, false, true>;
+};
+
+struct RmspropCentered {
+  static constexpr const char* kName = "rmsprop_centered";
+  static constexpr int kStates = 2, kHyper = 3;
+  template <class T>
+  using Direction = RmspropDirection<T, true, false>;
+};
+
+struct RmspropCenteredMomentum {
+  static constexpr const char* kName = "rmsprop_centered_momentum";
+  static constexpr int kStates = 3, kHyper = 4;
+  template <class T>
+  using Direction = RmspropDirection<T, true, true>;
+};
+
+using Updates = TypeList<Sgd, SgdMomentum, Adam, AdamAmsgrad, AdamW, AdamWAmsgrad, Lion, Adagrad, Rmsprop,
+                         RmspropMomentum, RmspropCentered, RmspropCenteredMomentum>;
 
 // All that a rule needs to know beside the elements, for tensors of one group and step count. Called with p, g as it
 // was computed, and the states, it replaces these and returns p - lr u.

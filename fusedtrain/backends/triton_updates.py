@@ -151,6 +151,72 @@ def lion(p, g, s, c):
     return sign(s[0] + c[0] * d) + decay(p, c[2]), (s[0] + c[1] * d,)
 
 
+@triton.jit
+def adagrad_constants(h, t):
+    lr_decay, eps, weight_decay = h
+    return 1 / (1 + (t - 1) * lr_decay), eps, weight_decay
+
+
+@triton.jit
+def adagrad(p, g, s, c):
+    g = g + decay(p, c[2])
+    total = s[0] + g * g
+    return divide(g * c[0], square_root(total) + c[1]), (total,)
+
+
+@triton.jit
+def rmsprop_constants(h, t):
+    alpha, eps, weight_decay = h
+    return 1 - alpha, eps, weight_decay
+
+
+@triton.jit
+def rmsprop_momentum_constants(h, t):
+    alpha, eps, weight_decay, momentum = h
+    return 1 - alpha, eps, weight_decay, momentum
+
+
+@triton.jit
+def rms(g, v, c):
+    v = v + c[0] * (g * g - v)
+    return divide(g, square_root(v) + c[1]), v
+
+
+@triton.jit
+def centered_rms(g, v, a, c):
+    v = v + c[0] * (g * g - v)
+    a = a + c[0] * (g - a)
+    variance = v - a * a
+    # Rounded it may be below zero; NaN stays NaN.
+    return divide(g, square_root(tl.where(variance < 0, 0.0, variance)) + c[1]), v, a
+
+
+@triton.jit
+def rmsprop(p, g, s, c):
+    u, v = rms(g + decay(p, c[2]), s[0], c)
+    return u, (v,)
+
+
+@triton.jit
+def rmsprop_momentum(p, g, s, c):
+    u, v = rms(g + decay(p, c[2]), s[0], c)
+    b = c[3] * s[1] + u
+    return b, (v, b)
+
+
+@triton.jit
+def rmsprop_centered(p, g, s, c):
+    u, v, a = centered_rms(g + decay(p, c[2]), s[0], s[1], c)
+    return u, (v, a)
+
+
+@triton.jit
+def rmsprop_centered_momentum(p, g, s, c):
+    u, v, a = centered_rms(g + decay(p, c[2]), s[0], s[1], c)
+    b = c[3] * s[2] + u
+    return b, (v, a, b)
+
+
 class Update(NamedTuple):
     """A row of the table: the two halves of a rule."""
 
@@ -166,4 +232,9 @@ UPDATES: dict[str, Update] = {
     "adamw": Update(adam_constants, adamw),
     "adamw_amsgrad": Update(adam_constants, adamw_amsgrad),
     "lion": Update(lion_constants, lion),
+    "adagrad": Update(adagrad_constants, adagrad),
+    "rmsprop": Update(rmsprop_constants, rmsprop),
+    "rmsprop_momentum": Update(rmsprop_momentum_constants, rmsprop_momentum),
+    "rmsprop_centered": Update(rmsprop_constants, rmsprop_centered),
+    "rmsprop_centered_momentum": Update(rmsprop_momentum_constants, rmsprop_centered_momentum),
 }

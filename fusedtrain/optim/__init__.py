@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fusedtrain.optim.adagrad import Adagrad
 from fusedtrain.optim.adam import Adam
 from fusedtrain.optim.adamw import AdamW
 from fusedtrain.optim.base import ClippedOptimizer
 from fusedtrain.optim.lion import Lion
+from fusedtrain.optim.rmsprop import RMSprop
 from fusedtrain.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "ClippedOptimizer", "Lion"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "ClippedOptimizer", "Lion", "RMSprop"]

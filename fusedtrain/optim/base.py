@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedtrain import dispatch, distributed
+from fusedtrain import dispatch
 from fusedtrain.clip import total_norm
 from fusedtrain.optim import arena, checkpoint, hooks, hyper, launch, pending, planned, work
 from fusedtrain.optim.hyper import Group, Settings
@@ -298,11 +298,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         hyper.check_settings(self._call, group)
         hyper.check_shared(self._call, self.param_groups)
         self._check_group("a group", group)
-        grads_of_all = [distributed.local(p.grad) for p in self._parameters() if p.grad is not None]
-        if self._held is None and grads_of_all and hyper.measures(group):
-            dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads_of_all) else torch.float32
-            norm = torch.zeros((), dtype=dtype, device=grads_of_all[0].device)
-            self._held = norm, torch.ones_like(norm)
+        if self._held is None and hyper.measures(group):
+            self._held = launch.held(p.grad for p in self._parameters())
         arena.leave(self)
         self._collect(group, params, grads, states, steps)
 
@@ -333,10 +330,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state = self.state[p]
         for key in keys:
             if state.get(key) is None:
-                state[key] = checkpoint.zeros_for(p, memory=arena.of(self))
+                state[key] = self._new_state(p, key)
             elif not work.fits(state[key], p):
                 state[key] = checkpoint.state_for(p, state[key], arena.of(self))
         return [state[key] for key in keys]
+
+    def _new_state(self, p: Tensor, key: str) -> Tensor:
+        """The state ``key`` of ``p`` before its first step."""
+        return checkpoint.zeros_for(p, memory=arena.of(self))
 
     # Launching
 
@@ -378,8 +379,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     # Checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {key: value for key, value in self.__dict__.items() if key in checkpoint.KEPT}
-        return {**super().__getstate__(), **kept}
+        return {**super().__getstate__(), **{k: v for k, v in self.__dict__.items() if k in checkpoint.KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

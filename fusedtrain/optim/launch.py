@@ -30,6 +30,16 @@ def follow(counter: Tensor | None, batches: Iterable[Batch]) -> Tensor | None:
     return counter.to(devices[0])
 
 
+def held(grads: Iterable[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+    """Where a compiled step with these gradients leaves grad_norm and clip_coef; None if there are none."""
+    here = [distributed.local(g) for g in grads if g is not None]
+    if not here:
+        return None
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in here) else torch.float32
+    norm = torch.zeros((), dtype=dtype, device=here[0].device)
+    return norm, torch.ones_like(norm)
+
+
 def run(
     op: Any,
     batch: Batch,

@@ -54,6 +54,8 @@ INFOS = [
     info(ft.optim.AdamW, upstream.optim_inputs_func_adamw, upstream.optim_error_inputs_func_adamw),
     info(ft.optim.Adam, upstream.optim_inputs_func_adam, upstream.optim_error_inputs_func_adam),
     info(ft.optim.SGD, upstream.optim_inputs_func_sgd, upstream.optim_error_inputs_func_sgd),
+    info(ft.optim.Adagrad, upstream.optim_inputs_func_adagrad, upstream.optim_error_inputs_func_adagrad),
+    info(ft.optim.RMSprop, upstream.optim_inputs_func_rmsprop, upstream.optim_error_inputs_func_rmsprop),
     info(ft.optim.Lion, lion_inputs, upstream.get_error_inputs_for_all_optims),
 ]
 IN_TORCH = [known for known in INFOS if hasattr(torch.optim, known.optim_cls.__name__)]
@@ -96,7 +98,9 @@ class TestOptimizers(TestCase):
             # Where torch still warns, of a duplicate in a group, we raise with its words.
             kind = ValueError if issubclass(error.error_type, Warning) else error.error_type
             words = error.error_regex
-            if given.kwargs.get("differentiable"):  # torch refuses it with fused=True alone, and lists that for GPUs only
+            if given.kwargs.get(
+                "differentiable"
+            ):  # torch refuses it with fused=True alone, and lists that for GPUs only
                 kind, words = ValueError, "differentiable=True is not supported"
             params = [Parameter(torch.ones(1, device=device))] if given.params is None else given.params
             with pytest.raises(kind, match=words):
@@ -172,9 +176,10 @@ class TestOptimizers(TestCase):
             params = make_params(device, dtype)
             before = [p.detach().clone() for p in params]
             optimizer = optim_info.optim_cls(params, **deepcopy(given.kwargs))
+            made = len(optimizer.state)  # Adagrad has its states from the beginning
             optimizer.step()
             close([p.detach() for p in params], before)
-            assert len(optimizer.state) == 0
+            assert len(optimizer.state) == made
 
     @optims(INFOS)
     def test_zero_gradients_move_nothing(self, device: str, dtype: torch.dtype, optim_info: OptimizerInfo) -> None:

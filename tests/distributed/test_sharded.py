@@ -120,6 +120,8 @@ def fsdp2(rank: int) -> None:
         (ft.optim.AdamW, {"max_norm": 0.1}),
         (ft.optim.SGD, {"max_norm": 0.2, "momentum": 0.9, "norm_type": 1.0}),
         (ft.optim.AdamW, {"max_norm": 0.05, "norm_type": torch.inf}),
+        (ft.optim.Adagrad, {"max_norm": 0.1, "initial_accumulator_value": 0.3}),
+        (ft.optim.RMSprop, {"max_norm": 0.1, "centered": True}),
     ):
         net = model()
         for layer in (net[0], net[2]):

@@ -1,27 +1,16 @@
-"""What the GPU tests share about steps: a case for every update rule, and runs of it that can be compared."""
+"""What the GPU tests share about steps: runs of the cases that can be compared."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from optim_cases import CASES
 from torch import Tensor
 
 import fusedtrain as ft
-from fusedtrain import rules
 from fusedtrain.testing import assert_as_accurate
 
-_BETAS = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
-CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # case: class, its arguments, rule
-    "sgd": ("SGD", {"lr": 0.1, "weight_decay": 0.01}, "sgd"),
-    "sgd_momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, "sgd_momentum"),
-    "sgd_nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "sgd_momentum"),
-    "adam": ("Adam", _BETAS, "adam"),
-    "adam_amsgrad": ("Adam", {**_BETAS, "amsgrad": True}, "adam_amsgrad"),
-    "adamw": ("AdamW", _BETAS, "adamw"),
-    "adamw_amsgrad": ("AdamW", {**_BETAS, "amsgrad": True}, "adamw_amsgrad"),
-    "lion": ("Lion", _BETAS, "lion"),
-}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -83,6 +72,3 @@ def assert_bitwise(a: list[Tensor], b: list[Tensor]) -> None:
     for x, y in zip(a, b, strict=True):
         assert x.dtype == y.dtype
         assert torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (x, y)))
-
-
-assert {rule for _, _, rule in CASES.values()} == set(rules.UPDATES), "a rule without a case"

@@ -11,7 +11,8 @@ import math
 import pytest
 import torch
 from nonfinite import NONFINITE, spoil
-from stepping import CASES, FLOATS, assert_like_reference, everything, optimizer, parameters, random
+from optim_cases import CASES
+from stepping import FLOATS, assert_like_reference, everything, optimizer, parameters, random
 from torch import Tensor
 
 import fusedtrain as ft

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from stepping import CASES, assert_bitwise, everything, optimizer, parameters, random
+from optim_cases import CASES, takes
+from stepping import assert_bitwise, everything, optimizer, parameters, random
 from torch import Tensor
 
 import fusedtrain as ft
@@ -49,7 +50,7 @@ def test_E4_A25_replays_follow_lr_and_gradients(on_gpu: str, case: str) -> None:
     lrs = [0.1 / (i + 1) for i in range(12)]
     rate = torch.tensor(0.1, device=CUDA)
     params = parameters([x.clone() for x in xs], [g.clone() for g in grads[0]])
-    settings = {"capturable": True} if case != "lion" and not case.startswith("sgd") else {}
+    settings = {"capturable": True} if takes(case, "capturable") else {}
     opt = optimizer(case, params, **{"lr": rate, "max_norm": 1.0, "backend": on_gpu, **settings})
     graph = capture(opt.step)
     # Captured, not run: the warm-up steps were the first three. From here on as eager steps.

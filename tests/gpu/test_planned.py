@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from optim_cases import CASES
 from step_tables import launcher_of
-from stepping import CASES, FLOATS, assert_bitwise, everything, optimizer, parameters, random
+from stepping import FLOATS, assert_bitwise, everything, optimizer, parameters, random
 
 from fusedtrain import dispatch
 from fusedtrain.bench import observe

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from optim_cases import CASES, HAVE_TORCH
 from stepping import (
-    CASES,
     FLOATS,
     assert_bitwise,
     assert_like_reference,
@@ -23,7 +23,6 @@ import fusedtrain as ft
 from fusedtrain.testing import assert_as_accurate
 
 SHAPES: list[tuple[int, ...]] = [(40, 33), (7,), (1,), (0,), (129,)]
-HAVE_TORCH = [case for case, (name, _, _) in CASES.items() if name != "Lion"]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

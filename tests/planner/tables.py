@@ -21,6 +21,11 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "plain AdamW": lambda p, **kw: ft.optim.AdamW(p, lr=0.01, **kw),
     "AdamW": lambda p, **kw: ft.optim.AdamW(p, lr=0.01, amsgrad=True, **kw),
     "Lion": lambda p, **kw: ft.optim.Lion(p, lr=0.01, **kw),
+    "Adagrad": lambda p, **kw: ft.optim.Adagrad(p, lr=0.1, lr_decay=0.1, **kw),
+    "RMSprop": lambda p, **kw: ft.optim.RMSprop(p, lr=0.01, weight_decay=0.1, **kw),
+    "RMSprop momentum": lambda p, **kw: ft.optim.RMSprop(p, lr=0.01, momentum=0.9, **kw),
+    "RMSprop centered": lambda p, **kw: ft.optim.RMSprop(p, lr=0.01, centered=True, **kw),
+    "RMSprop both": lambda p, **kw: ft.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.9, **kw),
 }
 COUNT = 5
 """Of the tensors that `parameters` gives."""

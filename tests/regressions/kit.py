@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optim_cases
 import torch
 from torch import Tensor
 
@@ -14,18 +15,9 @@ import fusedtrain as ft
 from fusedtrain import dispatch, rules
 from fusedtrain.testing import assert_as_accurate
 
-_BETAS = {"betas": (0.9, 0.95), "weight_decay": 0.1, "lr": 0.01}
-SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {  # case: class, its arguments, rule
-    "sgd": ("SGD", {"lr": 0.1, "weight_decay": 0.01}, "sgd"),
-    "sgd_momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, "sgd_momentum"),
-    "sgd_nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "sgd_momentum"),
-    "adam": ("Adam", _BETAS, "adam"),
-    "adam_amsgrad": ("Adam", {**_BETAS, "amsgrad": True}, "adam_amsgrad"),
-    "adamw": ("AdamW", _BETAS, "adamw"),
-    "adamw_amsgrad": ("AdamW", {**_BETAS, "amsgrad": True}, "adamw_amsgrad"),
-    "lion": ("Lion", _BETAS, "lion"),
-}
+SETTINGS = optim_cases.CASES
 CASES = sorted(SETTINGS)
+HAVE_TORCH = sorted(optim_cases.HAVE_TORCH)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -47,9 +39,6 @@ def make_torch(case: str, params: Any, **settings: Any) -> torch.optim.Optimizer
     return made
 
 
-HAVE_TORCH = [case for case in CASES if SETTINGS[case][0] != "Lion"]
-
-
 def parameter(x: Tensor, grad: Tensor | None = None) -> torch.nn.Parameter:
     """A parameter that is ``x`` itself, in its layout, with this gradient."""
     p = torch.nn.Parameter(x, requires_grad=True)
@@ -62,7 +51,8 @@ class Oracle:
 
     def __init__(self, case: str, params: Iterable[Tensor], dtype: torch.dtype = torch.float64) -> None:
         self.rule = rules.UPDATES[SETTINGS[case][2]]
-        settings = {"weight_decay": 0.0, "eps": 1e-8, "momentum": 0.0, "dampening": 0.0, **SETTINGS[case][1]}
+        settings = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, **SETTINGS[case][1]}
+        settings.setdefault("eps", 1e-10 if case == "adagrad" else 1e-8)
         settings["nesterov"] = float(settings.get("nesterov", False))
         settings["beta1"], settings["beta2"] = settings.get("betas", (0.0, 0.0))
         self.settings, self.dtype = settings, dtype

@@ -57,7 +57,7 @@ def bias_correction_of_truth(made: Case, i: int) -> float:
     """By what the truth itself errs, relatively: ``1 - beta^t`` in fp64 loses what the rounding of the power lost."""
     names = (*rules.LAUNCH_HYPER, *rules.UPDATES[made.rule].hyper)
     row = dict(zip(names, made.hyper[made.group[i]].tolist(), strict=True))
-    if "eps" not in row:
+    if not {"beta1", "eps"} <= row.keys():
         return 0.0
     t = float(made.steps[i]) + 1
     return sum(2.0**-53 / (1 - row[name] ** t) for name in ("beta1", "beta2"))

@@ -1,0 +1,90 @@
+"""RMSprop, where it is unlike torch's: a variance that rounding makes negative, averages that begin late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import fusedtrain as ft
+from fusedtrain.testing import assert_as_accurate
+
+
+def steps_with_one_gradient(opt: torch.optim.Optimizer, g: Tensor, count: int) -> Tensor:
+    (p,) = opt.param_groups[0]["params"]
+    for _ in range(count):
+        p.grad = g.clone()
+        opt.step()
+    return torch.as_tensor(p.detach())
+
+
+CONSTANT = {"lr": 1e-3, "alpha": 0.9, "centered": True}
+
+
+def test_a_gradient_that_stays_the_same(backend: str, device: torch.device) -> None:
+    """The variance is 0 but for rounding, and the square root of a negative one would be NaN."""
+    g = torch.linspace(0.3, 0.9, 64, device=device)
+    opt = ft.optim.RMSprop([torch.zeros(64, device=device, requires_grad=True)], **CONSTANT, backend=backend)
+    p = steps_with_one_gradient(opt, g, 150)
+    assert bool(p.isfinite().all())
+    assert bool((p < 0).all())
+
+
+def test_a_gradient_that_stays_the_same_can_fail() -> None:
+    """torch 2.13's own, in the same steps."""
+    opt = torch.optim.RMSprop([torch.zeros(64, requires_grad=True)], **CONSTANT, foreach=False)
+    assert bool(steps_with_one_gradient(opt, torch.linspace(0.3, 0.9, 64), 150).isnan().any())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_negative_variance_is_zero(backend: str, device: torch.device, dtype: torch.dtype, momentum: float) -> None:
+    p = Parameter(torch.zeros(5, device=device, dtype=dtype))
+    opt = ft.optim.RMSprop([p], lr=1.0, alpha=1.0, eps=2.0, centered=True, momentum=momentum, backend=backend)
+    p.grad = torch.ones_like(p)
+    opt.step()  # makes the states
+    state = opt.state[p]
+    with torch.no_grad():
+        p.zero_()
+        if momentum:
+            state["momentum_buffer"].fill_(3.0)
+        state["square_avg"].fill_(4.0)
+        state["grad_avg"].copy_(torch.tensor([2.5, 2.0, 0.0, -3.0, float("nan")]))
+    opt.step()
+    u = torch.tensor([0.5, 0.5, 0.25, 0.5, float("nan")]) + momentum * 3
+    assert torch.equal(p.detach().cpu().float().nan_to_num(9.0), -u.nan_to_num(-9.0))
+
+
+@pytest.mark.parametrize("late", [{"momentum": 0.9}, {"centered": True}, {"momentum": 0.9, "centered": True}], ids=str)
+def test_averages_that_begin_late_begin_at_zero(backend: str, device: torch.device, late: dict[str, Any]) -> None:
+    """In torch the step fails for want of the state."""
+    g = torch.linspace(-1, 1, 6, device=device)
+    p, q, r = (Parameter(torch.ones(6, device=device, dtype=d)) for d in (torch.float32, torch.float32, torch.float64))
+    opt = ft.optim.RMSprop([p], lr=0.1, backend=backend)
+    plain = [(torch.optim.RMSprop([x], lr=0.1, foreach=False), x) for x in (q, r)]
+    for t in range(4):
+        if t == 2:
+            opt.param_groups[0].update(late)
+            for theirs, x in plain:
+                theirs.param_groups[0].update(late)
+                theirs.state[x].update(momentum_buffer=torch.zeros_like(x), grad_avg=torch.zeros_like(x))
+        for one, x in ((opt, p), *plain):
+            x.grad = (g * (t + 1)).to(x.dtype)
+            one.step()
+    assert_as_accurate(p.detach(), q.detach(), r.detach(), factor=4.0)
+    for key, setting in (("momentum_buffer", "momentum"), ("grad_avg", "centered")):
+        assert (key in opt.state[p]) == (setting in late)
+
+
+def test_fused_and_foreach_are_accepted() -> None:
+    opt = ft.optim.RMSprop([torch.zeros(2, requires_grad=True)], fused=True, foreach=False)
+    assert opt.param_groups[0].keys() - set(torch.optim.RMSprop([torch.zeros(2)]).param_groups[0]) == {
+        "max_norm",
+        "norm_type",
+        "clip_value",
+        "l1",
+        "nonfinite",
+    }
