@@ -466,6 +466,13 @@ def prepare_gradient(
     return torch.clamp(g, -clip_value, clip_value) + l1 * torch.sign(p)  # type: ignore[arg-type]
 
 
+def trust_ratio(p_norm: Tensor, u_norm: Tensor) -> Tensor:
+    """``|p| / |u|`` (You et al. 2017, 2020): with it a step moves every tensor by the same share of its norm. 1 where
+    either norm is 0 or not finite."""
+    usable = (p_norm > 0) & (u_norm > 0) & p_norm.isfinite() & u_norm.isfinite()
+    return torch.where(usable, p_norm / u_norm, 1.0)
+
+
 def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     """``min(1, max_norm / (norm + 1e-6))`` as ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al. 2013); NaN stays."""
     return torch.clamp(max_norm / (norm + 1e-6), max=1.0) if math.isfinite(max_norm) else torch.ones_like(norm)

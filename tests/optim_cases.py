@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 import fusedtrain as ft
 from fusedtrain import rules
 
@@ -27,12 +29,20 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # case: class, its argume
     "rmsprop_centered": ("RMSprop", {**_RMS, "centered": True}, "rmsprop_centered"),
     "rmsprop_centered_momentum": ("RMSprop", _BOTH, "rmsprop_centered_momentum"),
 }
-HAVE_TORCH = [case for case, (name, _, _) in CASES.items() if name != "Lion"]
+LAYERWISE: dict[str, tuple[str, dict[str, Any], str]] = {  # of rules that others have too, with a trust ratio
+    "lamb": ("LAMB", {**_BETAS, "trust_coefficient": 0.5, "eps": 1e-8}, "adamw"),
+    "lars": ("LARS", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "trust_coefficient": 0.05}, "sgd_momentum"),
+}
+HAVE_TORCH = [case for case, (name, _, _) in CASES.items() if hasattr(torch.optim, name)]
 """Those of which torch has the class."""
 
 assert {rule for _, _, rule in CASES.values()} == set(rules.UPDATES), "a rule without a case"
 
 
-def takes(case: str, argument: str) -> bool:
-    """Whether the class of a case has an argument of this name."""
-    return argument in inspect.signature(getattr(ft.optim, CASES[case][0])).parameters
+def takes(case: str, argument: str, where: Any = ft.optim) -> bool:
+    """Whether the class of a case, ours or torch's, has an argument of this name."""
+    return argument in inspect.signature(getattr(where, {**CASES, **LAYERWISE}[case][0])).parameters
+
+
+HAVE_TORCH_FUSED = [case for case in HAVE_TORCH if takes(case, "fused", torch.optim)]
+"""Those of which torch has a fused one."""

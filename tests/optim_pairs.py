@@ -18,6 +18,8 @@ CLASSES = [
     ft.optim.Lion,
     ft.optim.Adagrad,
     ft.optim.RMSprop,
+    ft.optim.LAMB,
+    ft.optim.LARS,
 ]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 
@@ -41,9 +43,70 @@ class PlainLion(torch.optim.Optimizer):
                 m.mul_(beta2).add_((1 - beta2) * p.grad)
 
 
+class PlainLAMB(torch.optim.Optimizer):
+    """You et al. 2020, algorithm 2, with bias correction, and the norms themselves for phi."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, betas: Any = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                t = state["step"] = state.get("step", torch.zeros(())) + 1
+                m = state.setdefault("exp_avg", torch.zeros_like(p))
+                v = state.setdefault("exp_avg_sq", torch.zeros_like(p))
+                m.mul_(beta1).add_((1 - beta1) * p.grad)
+                v.mul_(beta2).add_((1 - beta2) * p.grad * p.grad)
+                r = m / (1 - beta1 ** float(t)) / ((v / (1 - beta2 ** float(t))).sqrt() + group["eps"])
+                u = r + group["weight_decay"] * p
+                p.sub_(group["lr"] * ratio(p, u) * u)
+
+
+class PlainLARS(torch.optim.Optimizer):
+    """SGD with momentum, whose direction is scaled to the parameter."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "coefficient": trust_coefficient}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g = p.grad + group["weight_decay"] * p
+                before = self.state[p].get("momentum_buffer")
+                u = g if before is None else group["momentum"] * before + g
+                self.state[p]["momentum_buffer"] = u.clone()
+                p.sub_(group["lr"] * group["coefficient"] * ratio(p, u) * u)
+
+
+def ratio(p: Tensor, u: Tensor) -> float:
+    p_norm, u_norm = float(p.norm()), float(u.norm())
+    return p_norm / u_norm if p_norm and u_norm else 1.0
+
+
+PLAIN = {ft.optim.Lion: PlainLion, ft.optim.LAMB: PlainLAMB, ft.optim.LARS: PlainLARS}
+
+
 def plain(cls: type, params: list[Parameter], **kwargs: Any) -> torch.optim.Optimizer:
-    if cls is ft.optim.Lion:
-        return PlainLion(params, **kwargs)
+    if cls in PLAIN:
+        return PLAIN[cls](params, **kwargs)
     return getattr(torch.optim, cls.__name__)(params, foreach=False, **kwargs)
 
 

@@ -20,6 +20,8 @@ CASES = [
     (ft.optim.Lion, {"max_norm": torch.inf}),
     (ft.optim.Adagrad, {"max_norm": 1.0, "lr_decay": 0.1, "initial_accumulator_value": 0.1}),
     (ft.optim.RMSprop, {"max_norm": 1.0, "momentum": 0.9, "centered": True}),
+    (ft.optim.LAMB, {"max_norm": 1.0, "nonfinite": "skip"}),
+    (ft.optim.LARS, {"max_norm": 1.0}),
 ]
 
 

@@ -95,3 +95,8 @@ def test_the_learning_rate_decays_by_the_steps_of_each_parameter(backend: str, d
 
     near(p, expected)
     near(q, torch.full((3,), -0.1, dtype=torch.float64))
+
+
+def test_a_beginning_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Adagrad: Invalid initial_accumulator_value value: -0.5"):
+        ft.optim.Adagrad(parameters(), initial_accumulator_value=-0.5)

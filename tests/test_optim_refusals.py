@@ -66,13 +66,17 @@ BAD_SETTINGS = [
     ("norm_type", -2.0, "norm_type must be > 0 or inf, not -2.0"),
     ("nonfinite", "ignore", "nonfinite must be one of propagate, skip, raise, not 'ignore'"),
     ("differentiable", True, "differentiable=True is not supported"),
+    ("alpha", -0.1, "Invalid alpha value: -0.1"),
+    ("lr_decay", torch.nan, "Invalid lr_decay value: nan"),
+    ("trust_coefficient", -1.0, "Invalid trust_coefficient value: -1.0"),
+    ("trust_coefficient", "1", "Invalid trust_coefficient value: '1'"),
 ]
 
 
 @every_class
 @pytest.mark.parametrize(("key", "value", "match"), BAD_SETTINGS, ids=lambda x: str(x)[:20])
 def test_bad_settings_are_refused(cls: type, key: str, value: Any, match: str) -> None:
-    good = cls([Parameter(torch.ones(2))])
+    good = cls([Parameter(torch.ones(2))], lr=0.1)
     if key not in good.defaults:
         return
     with pytest.raises((ValueError, TypeError), match=match) as error:

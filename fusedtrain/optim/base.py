@@ -61,6 +61,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     _reads: ClassVar[tuple[str, ...]] = ("lr", "maximize", *checkpoint.OWN_DEFAULTS, "differentiable")
     """Keys of a group that a step depends on; subclasses add theirs."""
     _get: ClassVar[Any]
+    _run = staticmethod(launch.run)  # steps a batch
+    _by_table: ClassVar[bool] = True  # whether eager steps go by a table
     _state_keys: ClassVar[frozenset[str]] = frozenset()
     """The states that are tensors like the parameter."""
     _optional_states: ClassVar[frozenset[str]] = frozenset()
@@ -241,9 +243,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def _settings_while_compiling(self) -> Settings:
         # The checks are in _init_group, which is not traced but called.
         if any(group["nonfinite"] == "raise" for group in self.param_groups):
-            raise RuntimeError(
-                f"{self._call}: nonfinite='raise' cannot be compiled; use 'skip' and look at skipped_steps"
-            )
+            raise RuntimeError(f"{self._call}: nonfinite='raise' cannot be compiled; use 'skip' and see skipped_steps")
         return hyper.tabulate(self)
 
     # Gathering
@@ -359,7 +359,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             self._skipped = launch.follow(self._skipped, batches)
         outputs = (grad_norm, clip_coef, self._skipped)
         for batch, backend in zip(batches, backends, strict=True):
-            launch.run(backend.optim_step_, batch, settings, norm, nonfinite, scale, found_inf, outputs)
+            self._run(backend, batch, settings, norm, nonfinite, scale, found_inf, outputs)
             outputs = (None, None, None)  # written, and counted, once
         if torch.compiler.is_compiling():
             return

@@ -104,6 +104,12 @@ def check_differentiable(call: str, value: Any) -> None:
         )
 
 
+def check_trust_coefficient(call: str, value: Any) -> None:
+    """None, or a finite number >= 0."""
+    if value is not None:
+        number("trust_coefficient", "Invalid trust_coefficient value")(call, value)
+
+
 CHECKS: dict[str, Check] = {
     "lr": number("lr", "Invalid learning rate"),
     "betas": check_betas,
@@ -120,6 +126,7 @@ CHECKS: dict[str, Check] = {
     "norm_type": check_norm_order,
     "nonfinite": check_nonfinite,
     "differentiable": check_differentiable,
+    "trust_coefficient": check_trust_coefficient,
 }
 """By the key of the parameter group. A key that is not here is a flag, used by its truth."""
 

@@ -41,7 +41,7 @@ def held(grads: Iterable[Tensor | None]) -> tuple[Tensor, Tensor] | None:
 
 
 def run(
-    op: Any,
+    backend: Any,
     batch: Batch,
     settings: Settings,
     norm: Tensor | None,
@@ -57,7 +57,7 @@ def run(
 
     direct = [here(x) for x in outputs]
     table = settings.tables[batch.rule]
-    op(
+    backend.optim_step_(
         batch.rule,
         batch.params,
         batch.grads,

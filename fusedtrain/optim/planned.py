@@ -144,7 +144,7 @@ def step(opt: ClippedOptimizer, settings: Settings) -> bool:
 def prepare(opt: ClippedOptimizer, settings: Settings, todo: Work) -> None:
     """Called after a step by lists."""
     devices = {batch.device for batch in todo.batches.values()}
-    if len(settings.tables) != 1 or len(devices) != 1 or hyper.under_mode():
+    if not opt._by_table or len(settings.tables) != 1 or len(devices) != 1 or hyper.under_mode():
         return
     (device,) = devices
     if not _all_here(opt, settings, device):

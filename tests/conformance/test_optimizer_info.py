@@ -31,7 +31,8 @@ STEPS = 7
 close = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
-def lion_inputs(device: Any, dtype: Any = None) -> list[OptimizerInput]:
+def plain_inputs(device: Any, dtype: Any = None) -> list[OptimizerInput]:
+    """For classes that torch does not have."""
     options: list[dict[str, Any]] = [{}, {"lr": 0.01}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "maximize": True}]
     return [OptimizerInput(params=None, kwargs=kwargs, desc=str(kwargs)) for kwargs in options]
 
@@ -56,7 +57,10 @@ INFOS = [
     info(ft.optim.SGD, upstream.optim_inputs_func_sgd, upstream.optim_error_inputs_func_sgd),
     info(ft.optim.Adagrad, upstream.optim_inputs_func_adagrad, upstream.optim_error_inputs_func_adagrad),
     info(ft.optim.RMSprop, upstream.optim_inputs_func_rmsprop, upstream.optim_error_inputs_func_rmsprop),
-    info(ft.optim.Lion, lion_inputs, upstream.get_error_inputs_for_all_optims),
+    *(
+        info(cls, plain_inputs, upstream.get_error_inputs_for_all_optims)
+        for cls in (ft.optim.Lion, ft.optim.LAMB, ft.optim.LARS)
+    ),
 ]
 IN_TORCH = [known for known in INFOS if hasattr(torch.optim, known.optim_cls.__name__)]
 
@@ -93,8 +97,6 @@ class TestOptimizers(TestCase):
         for error in optim_info.optim_error_inputs_func(device=device, dtype=dtype):
             given = error.optimizer_error_input
             assert error.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
-            if given.desc.startswith(("lr as Tensor", "betas")) and optim_info.optim_cls is ft.optim.Lion:
-                continue
             # Where torch still warns, of a duplicate in a group, we raise with its words.
             kind = ValueError if issubclass(error.error_type, Warning) else error.error_type
             words = error.error_regex

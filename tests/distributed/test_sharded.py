@@ -289,6 +289,36 @@ def gradient_on_one_rank_only(rank: int) -> None:
     assert opt.grad_norm.item() == 5.0, f"{opt.grad_norm}"
 
 
+def trust_ratios_of_shards(rank: int) -> None:
+    """A rank would see the norm of its part alone: refused, before anything is written. Replicas are stepped alike."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    x, g = torch.arange(1.0, 5.0), torch.ones(4)
+
+    def placed(how: Any) -> nn.Parameter:
+        p = nn.Parameter(distribute_tensor(x.clone(), mesh, [how]))
+        p.grad = distribute_tensor(g.clone(), mesh, [how])
+        return p
+
+    for cls in (ft.optim.LAMB, ft.optim.LARS):
+        plain = nn.Parameter(x.clone())
+        plain.grad = g.clone()
+        try:
+            cls([plain, placed(Shard(0))], lr=0.1).step()
+        except RuntimeError as error:
+            said = str(error)
+        else:
+            raise AssertionError("a shard was stepped")
+        assert re.search(rf"{cls.__name__}\.step: parameter 1 of group 0 is sharded", said), said
+        assert torch.equal(plain, x)
+        replica = placed(Replicate())
+        cls([plain, replica], lr=0.1).step()
+        assert not torch.equal(plain, x)
+        assert torch.equal(whole(replica.detach()), plain)
+
+
 BODIES = [
     ddp,
     fsdp2,
@@ -298,6 +328,7 @@ BODIES = [
     pending_sum,
     bad_gradient_on_one_rank,
     gradient_on_one_rank_only,
+    trust_ratios_of_shards,
 ]
 
 

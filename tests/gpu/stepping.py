@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from optim_cases import CASES
+from optim_cases import CASES, LAYERWISE
 from torch import Tensor
 
 import fusedtrain as ft
@@ -15,7 +15,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def optimizer(case: str, params: Any, **settings: Any) -> Any:
-    name, arguments, _ = CASES[case]
+    name, arguments, _ = {**CASES, **LAYERWISE}[case]
     return getattr(ft.optim, name)(params, **{**arguments, **settings})
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from optim_cases import CASES, HAVE_TORCH
+from optim_cases import CASES, HAVE_TORCH, LAYERWISE
 from stepping import (
     FLOATS,
     assert_bitwise,
@@ -45,6 +45,25 @@ def test_as_near_to_fp64_as_torch(backend: str, device: torch.device, case: str,
     exact = run(case, *wide, max_norm=2.0, backend="reference")
     for mine, theirs, truth in zip(ours[: len(xs)], params, exact[: len(xs)], strict=True):
         assert_as_accurate(mine.cpu(), theirs.detach().cpu(), truth, factor=4.0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", LAYERWISE)
+def test_trust_ratios(backend: str, device: torch.device, case: str, dtype: torch.dtype) -> None:
+    shapes: list[tuple[int, ...]] = [(40, 33), (3001,), (1,), (0,), ()]
+    xs = random(shapes, device, dtype)
+    grads = [random(shapes, device, dtype, seed) for seed in (1, 2, 3)]
+    ours = run(case, xs, grads, max_norm=2.0, nonfinite="skip", backend=backend)
+    assert_like_reference(ours, case, xs, grads, max_norm=2.0, nonfinite="skip")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", LAYERWISE)
+def test_trust_ratios_are_not_waited_for(on_gpu: str, case: str, no_waiting: None) -> None:
+    xs, gs = ([torch.ones(n, device="cuda") for n in (5, 4000)] for _ in range(2))
+    opt = optimizer(case, parameters(xs, gs), max_norm=1.0, nonfinite="skip", backend=on_gpu)
+    for _ in range(3):
+        opt.step()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,7 +15,7 @@ import fusedtrain as ft
 from fusedtrain import dispatch, rules
 from fusedtrain.testing import assert_as_accurate
 
-SETTINGS = optim_cases.CASES
+SETTINGS = {**optim_cases.CASES, **optim_cases.LAYERWISE}
 CASES = sorted(SETTINGS)
 HAVE_TORCH = sorted(optim_cases.HAVE_TORCH)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -73,6 +73,9 @@ class Oracle:
             hyper = [self.settings[key] for key in self.rule.hyper]
             count = torch.tensor(float(self.steps[i]), dtype=torch.float64)
             u, self.states[i] = self.rule.direction(p, g * coef.to(self.dtype), self.states[i], count, *hyper)
+            if "trust_coefficient" in self.settings:
+                norms = (rules.vector_norm([x], 2.0).to(self.dtype) for x in (p, u))
+                u = u * (self.settings["trust_coefficient"] * rules.trust_ratio(*norms))
             p -= self.settings["lr"] * u
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import kit
+import optim_cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,7 +67,7 @@ def test_A15_parameter_has_gaps(backend: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("check", [check_A14, check_A15])
-@pytest.mark.parametrize("case", kit.HAVE_TORCH)
+@pytest.mark.parametrize("case", optim_cases.HAVE_TORCH_FUSED)
 def test_A14_A15_can_fail(check: object, case: str) -> None:
     """The checks see the bugs of torch's own fused optimizers. A torch without them may skip this."""
 
