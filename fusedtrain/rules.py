@@ -340,7 +340,7 @@ def lion(
     p: Tensor, g: Tensor, states: States, t: Tensor, beta1: Scalar, beta2: Scalar, weight_decay: Scalar
 ) -> tuple[Tensor, States]:
     """``u = sign(beta1 m + (1 - beta1) g) + weight_decay p``, ``m = beta2 m + (1 - beta2) g``
-    (Chen et al. 2023, algorithm 2). As torch.sign, the sign of NaN is NaN: a poisoned gradient shows."""
+    (Chen et al. 2023, algorithm 2). The sign of NaN is NaN: a poisoned gradient shows."""
     (m,) = states
     c = m + (1 - beta1) * (g - m)
     return torch.where(c.isnan(), c, c.sign()) + decay(p, weight_decay), (m + (1 - beta2) * (g - m),)
@@ -357,14 +357,15 @@ def adagrad(
     return g / (s.sqrt() + eps) / (1 + (t - 1) * lr_decay), (s,)
 
 
-def _rms_direction(g: Tensor, v: Tensor, alpha: Scalar, eps: Scalar) -> tuple[Tensor, Tensor]:
-    v = v + (1 - alpha) * (g * g - v)
-    return g / (v.sqrt() + eps), v
+def _mean_square(g: Tensor, v: Tensor, alpha: Scalar) -> Tensor:
+    # Not squared before it is scaled down: so it reaches as far as torch's.
+    return alpha * v + (1 - alpha) * g * g
 
 
-def _centered_direction(g: Tensor, v: Tensor, a: Tensor, alpha: Scalar, eps: Scalar) -> tuple[Tensor, Tensor, Tensor]:
-    v, a = v + (1 - alpha) * (g * g - v), a + (1 - alpha) * (g - a)
-    return g / ((v - a * a).clamp(min=0).sqrt() + eps), v, a
+def _variance(v: Tensor, a: Tensor) -> Tensor:
+    """``v - a^2``, but not less than the rounding of ``v``, which it cannot be known to."""
+    variance, least = v - a * a, torch.finfo(v.dtype).eps * v
+    return torch.where(variance < least, least, variance)
 
 
 def rmsprop(
@@ -373,8 +374,9 @@ def rmsprop(
     """``v = alpha v + (1 - alpha) g^2``, ``u = g / (sqrt(v) + eps)`` (Tieleman & Hinton 2012). ``weight_decay`` is
     added to the gradient."""
     (v,) = states
-    u, v = _rms_direction(g + decay(p, weight_decay), v, alpha, eps)
-    return u, (v,)
+    g = g + decay(p, weight_decay)
+    v = _mean_square(g, v, alpha)
+    return g / (v.sqrt() + eps), (v,)
 
 
 def rmsprop_momentum(
@@ -389,7 +391,7 @@ def rmsprop_momentum(
 ) -> tuple[Tensor, States]:
     """RMSprop whose direction is ``b = momentum b + g / (sqrt(v) + eps)``, from 0, as torch's."""
     v, b = states
-    u, v = _rms_direction(g + decay(p, weight_decay), v, alpha, eps)
+    u, (v,) = rmsprop(p, g, (v,), t, alpha, eps, weight_decay)
     b = momentum * b + u
     return b, (v, b)
 
@@ -398,10 +400,12 @@ def rmsprop_centered(
     p: Tensor, g: Tensor, states: States, t: Tensor, alpha: Scalar, eps: Scalar, weight_decay: Scalar
 ) -> tuple[Tensor, States]:
     """RMSprop by the variance ``v - a^2``, with ``a = alpha a + (1 - alpha) g``, in place of ``v`` in the denominator
-    (Graves 2013). Rounded, the variance may come out negative, of which torch makes NaN; it is 0 then."""
+    (Graves 2013). Where a gradient stays the same the variance falls below the rounding of ``v``: it is that much
+    then, where torch takes what comes out, whose square root may be NaN."""
     v, a = states
-    u, v, a = _centered_direction(g + decay(p, weight_decay), v, a, alpha, eps)
-    return u, (v, a)
+    g = g + decay(p, weight_decay)
+    v, a = _mean_square(g, v, alpha), alpha * a + (1 - alpha) * g
+    return g / (_variance(v, a).sqrt() + eps), (v, a)
 
 
 def rmsprop_centered_momentum(
@@ -415,10 +419,10 @@ def rmsprop_centered_momentum(
     momentum: Scalar,
 ) -> tuple[Tensor, States]:
     """`rmsprop_centered` whose direction is gathered as that of `rmsprop_momentum`."""
-    v, a, b = states
-    u, v, a = _centered_direction(g + decay(p, weight_decay), v, a, alpha, eps)
+    v, b, a = states
+    u, (v, a) = rmsprop_centered(p, g, (v, a), t, alpha, eps, weight_decay)
     b = momentum * b + u
-    return b, (v, a, b)
+    return b, (v, b, a)
 
 
 @dataclass(frozen=True)
@@ -446,7 +450,7 @@ UPDATES: dict[str, Update] = {
     "rmsprop_momentum": Update(rmsprop_momentum, ("square_avg", "momentum_buffer"), (*_RMS_HYPER, "momentum")),
     "rmsprop_centered": Update(rmsprop_centered, ("square_avg", "grad_avg"), _RMS_HYPER),
     "rmsprop_centered_momentum": Update(
-        rmsprop_centered_momentum, ("square_avg", "grad_avg", "momentum_buffer"), (*_RMS_HYPER, "momentum")
+        rmsprop_centered_momentum, ("square_avg", "momentum_buffer", "grad_avg"), (*_RMS_HYPER, "momentum")
     ),
 }
 

@@ -21,6 +21,7 @@ CLASSES = [
     ft.optim.LAMB,
     ft.optim.LARS,
 ]
+IN_TORCH = [cls for cls in CLASSES if hasattr(torch.optim, cls.__name__)]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 
 
@@ -108,6 +109,15 @@ def plain(cls: type, params: list[Parameter], **kwargs: Any) -> torch.optim.Opti
     if cls in PLAIN:
         return PLAIN[cls](params, **kwargs)
     return getattr(torch.optim, cls.__name__)(params, foreach=False, **kwargs)
+
+
+ALL_STATES: dict[type, dict[str, Any]] = {
+    ft.optim.AdamW: {"amsgrad": True},
+    ft.optim.Adam: {"amsgrad": True},
+    ft.optim.SGD: {"momentum": 0.9},
+    ft.optim.RMSprop: {"momentum": 0.9, "centered": True},
+}
+"""With which a class has all states that it can have."""
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from fusedtrain.testing import assert_as_accurate
 
 
 def adagrad(params: Any, **settings: Any) -> ft.optim.Adagrad:
-    return ft.optim.Adagrad(params, lr=0.1, initial_accumulator_value=0.5, **settings)
+    return ft.optim.Adagrad(params, lr=0.1, initial_accumulator_value=0.3, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -26,7 +27,7 @@ def test_states_are_there_from_the_beginning(dtype: torch.dtype) -> None:
         Parameter(torch.empty(0, dtype=dtype)),
     ]
     opt = adagrad(params)
-    theirs = torch.optim.Adagrad(clones(params), lr=0.1, initial_accumulator_value=0.5)
+    theirs = torch.optim.Adagrad(clones(params), lr=0.1, initial_accumulator_value=0.3)
     assert len(opt.state) == len(params)
     for p, q in zip(params, theirs.param_groups[0]["params"], strict=True):
         assert opt.state[p].keys() == theirs.state[q].keys() == {"step", "sum"}
@@ -34,7 +35,7 @@ def test_states_are_there_from_the_beginning(dtype: torch.dtype) -> None:
         assert total.shape == p.shape
         assert total.stride() == p.stride()
         assert total.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
-        assert bool((total == 0.5).all())
+        assert bool((total == torch.tensor(0.3, dtype=total.dtype)).all())
         assert float(opt.state[p]["step"]) == 0
 
 
@@ -45,8 +46,8 @@ def test_a_group_that_is_added_begins_there_too(backend: str, device: torch.devi
     p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
     opt.step()
     for x, lr in ((p, 0.1), (q, 0.2)):
-        torch.testing.assert_close(opt.state[x]["sum"], torch.full_like(x, 1.5))
-        torch.testing.assert_close(x.detach(), torch.full_like(x, 1 - lr * 1.5**-0.5))
+        torch.testing.assert_close(opt.state[x]["sum"], torch.full_like(x, 1.3))
+        torch.testing.assert_close(x.detach(), torch.full_like(x, 1 - lr * 1.3**-0.5))
 
 
 def test_a_checkpoint_of_before_the_first_step_is_torchs(backend: str, device: torch.device) -> None:
@@ -54,7 +55,7 @@ def test_a_checkpoint_of_before_the_first_step_is_torchs(backend: str, device: t
     same, exact = clones(params), clones(params, torch.float64)
     opt = ft.optim.Adagrad(params, lr=0.1, backend=backend)
     theirs, truth = (
-        torch.optim.Adagrad(x, lr=0.1, initial_accumulator_value=0.5, foreach=False) for x in (same, exact)
+        torch.optim.Adagrad(x, lr=0.1, initial_accumulator_value=0.3, foreach=False) for x in (same, exact)
     )
     opt.load_state_dict(theirs.state_dict())
     for _ in range(2):
@@ -100,3 +101,25 @@ def test_the_learning_rate_decays_by_the_steps_of_each_parameter(backend: str, d
 def test_a_beginning_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Adagrad: Invalid initial_accumulator_value value: -0.5"):
         ft.optim.Adagrad(parameters(), initial_accumulator_value=-0.5)
+
+
+def test_the_beginning_is_that_of_the_constructor_as_in_torch() -> None:
+    groups = [{"params": parameters((3,))}, {"params": parameters((2,)), "initial_accumulator_value": 0.75}]
+    mine, other = (make(copy.deepcopy(groups)) for make in (adagrad, lambda g: torch.optim.Adagrad(g, 0.1, 0, 0, 0.3)))
+    for ours, theirs in zip(mine.state.values(), other.state.values(), strict=True):
+        assert torch.equal(ours["sum"], theirs["sum"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_parameters_that_are_never_stepped_have_torchs_states(dtype: torch.dtype) -> None:
+    frozen = torch.ones(3).to(dtype)
+    ours, theirs = (
+        cls([Parameter(torch.ones(2)), Parameter(frozen.clone(), requires_grad=False)])
+        for cls in (ft.optim.Adagrad, torch.optim.Adagrad)
+    )
+    assert ours.state_dict()["state"][1]["sum"].dtype == theirs.state_dict()["state"][1]["sum"].dtype
+    ours.load_state_dict(theirs.state_dict())
+    p = ours.param_groups[0]["params"][0]
+    p.grad = torch.ones(2)
+    ours.step()
+    assert float(ours.state[p]["step"]) == 1

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 import fusedtrain as ft
@@ -128,3 +129,12 @@ def test_a_compiled_step_has_states_of_their_own() -> None:
     assert all(x._base is None for x in states(compiled))
     for a, b in zip(states(eager), states(compiled), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_fake_tensors_leave_no_block_behind() -> None:
+    memory, cpu = Arena(), torch.device("cpu")
+    with FakeTensorMode():
+        assert memory.counter(cpu, torch.float32) is None
+    kept = memory.counter(cpu, torch.float32)
+    assert kept is not None
+    assert type(kept) is torch.Tensor

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optim_pairs import CLASSES, assert_bitwise, clones, every_class, grads_for, parameters, plain, snapshot
+from optim_pairs import IN_TORCH, assert_bitwise, clones, every_class, grads_for, parameters, plain, snapshot
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -34,19 +34,23 @@ def test_groups_added_later(cls: type) -> None:
     torch.testing.assert_close([first.detach(), second.detach()], [p.detach() for p in same])
 
 
-@pytest.mark.parametrize("cls", CLASSES[:3])
+def has_momentum(opt: torch.optim.Optimizer) -> bool:
+    return bool({"momentum", "betas"} & opt.defaults.keys())
+
+
+@pytest.mark.parametrize("cls", IN_TORCH)
 @pytest.mark.parametrize(
     "make",
     [
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=8),
-        lambda o: torch.optim.lr_scheduler.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=2),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=8, cycle_momentum=has_momentum(o)),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=2, cycle_momentum=has_momentum(o)),
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 8),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     ],
     ids=["OneCycleLR", "CyclicLR", "CosineAnnealingLR", "LambdaLR"],
 )
 def test_schedulers(cls: type, make: Callable[[Any], Any]) -> None:
-    kwargs = {"momentum": 0.9} if cls is ft.optim.SGD else {}
+    kwargs = {"momentum": 0.9} if cls in (ft.optim.SGD, ft.optim.RMSprop) else {}
     ours = parameters()
     same = clones(ours)
     opt, reference = cls(ours, lr=0.1, **kwargs), plain(cls, same, lr=0.1, **kwargs)
@@ -121,7 +125,7 @@ def test_averaged_model_and_dcp() -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.optim.swa_utils import AveragedModel
 
-    for cls in CLASSES:
+    for cls in IN_TORCH:
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
         averaged = AveragedModel(model)
         opt = cls(model.parameters(), lr=0.1, max_norm=1.0)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from optim_pairs import CLASSES, assert_bitwise, clones, every_class, grads_for, parameters, snapshot
+from optim_pairs import ALL_STATES, IN_TORCH, assert_bitwise, clones, every_class, grads_for, parameters, snapshot
 from torch.nn import Parameter
 
 import fusedtrain as ft
+from fusedtrain.optim import hyper
 
 
-@pytest.mark.parametrize("cls", CLASSES[:3])
-@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"momentum": 0.9, "dampening": 0.3}], ids=str)
+@pytest.mark.parametrize("cls", IN_TORCH)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"amsgrad": True}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "centered": True}],
+    ids=str,
+)
 def test_state_dict_goes_both_ways_mid_training(cls: type, options: dict[str, Any]) -> None:
     theirs = getattr(torch.optim, cls.__name__)
     if not set(options) <= set(cls([Parameter(torch.ones(1))]).defaults):
@@ -59,15 +65,85 @@ def test_fp32_states_of_bf16_parameters_survive_a_round_trip() -> None:
     assert opt.state[p]["exp_avg_sq"].dtype == torch.float32
 
 
-def test_loaded_state_is_a_copy_and_in_the_layout_of_the_parameter() -> None:
+@every_class
+def test_loaded_state_is_a_copy_and_in_the_layout_of_the_parameter(cls: type) -> None:
     p, q = Parameter(torch.randn(4, 3)), Parameter(torch.randn(3, 4).t())
-    first, second = ft.optim.AdamW([p]), ft.optim.AdamW([q])
+    first, second = (cls([x], lr=0.1, **ALL_STATES.get(cls, {})) for x in (p, q))
     p.grad, q.grad = torch.ones(4, 3), torch.ones(4, 3)
     first.step()
+    before = {key: value.clone() for key, value in first.state[p].items()}
     second.load_state_dict(first.state_dict())
-    assert second.state[q]["exp_avg"].stride() == q.stride()
+    assert second.state[q].keys() == before.keys()
+    assert all(value.stride() == q.stride() for key, value in second.state[q].items() if key != "step")
     second.step()
-    assert first.state[p]["step"].item() == 1
+    assert all(torch.equal(first.state[p][key], value) for key, value in before.items())
+
+
+@every_class
+def test_every_state_of_a_checkpoint_is_checked(cls: type) -> None:
+    p = Parameter(torch.randn(3))
+    opt = cls([p], lr=0.1, **ALL_STATES.get(cls, {}))
+    p.grad = torch.ones(3)
+    opt.step()
+    for key in [key for key in opt.state[p] if key != "step"]:
+        for bad in (torch.tensor([1.0, torch.nan, 1.0]), torch.ones(2), torch.ones(3).to(torch.float8_e4m3fn)):
+            saved = copy.deepcopy(opt.state_dict())
+            saved["state"][0][key] = bad
+            before = snapshot(opt)
+            with pytest.raises(ValueError, match=rf"{cls.__name__}.load_state_dict: state '{key}' of parameter 0"):
+                opt.load_state_dict(saved)
+            assert_bitwise(snapshot(opt), before)
+
+
+@every_class
+def test_what_users_put_beside_the_states_is_loaded_as_torch_loads_it(cls: type) -> None:
+    ours = parameters()
+    opt = cls(ours, lr=0.1)
+    grads_for(ours)
+    opt.step()
+    opt.state["mine"] = {"a": torch.ones(2)}
+    opt.state["number"] = 7
+    other = cls(clones(ours), lr=0.1)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert torch.equal(other.state["mine"]["a"], torch.ones(2))
+    assert other.state["number"] == 7
+    assert len(other.state) == len(opt.state)
+
+
+@pytest.mark.parametrize("cls", IN_TORCH)
+def test_groups_hold_what_torchs_hold(cls: type) -> None:
+    values = {"foreach": False, "capturable": True, "maximize": True, "weight_decay": 0.25, "eps": 0.5, "momentum": 0.5}
+    torchs = getattr(torch.optim, cls.__name__)
+    taken = {key: x for key, x in values.items() if key in inspect.signature(torchs).parameters}
+    ours, theirs = (c(parameters(), lr=0.5, **taken) for c in (cls, torchs))
+    for key, value in theirs.param_groups[0].items():
+        if key != "params":
+            assert ours.param_groups[0][key] == value, key
+    assert theirs.defaults.items() <= ours.defaults.items()
+
+
+@every_class
+def test_every_number_of_a_group_is_read_again(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no snapshot of the groups can be taken."""
+    monkeypatch.setattr(hyper, "snapshot", lambda groups: None)
+    (p,) = parameters((3,))
+    opt: Any = cls([p], lr=0.1, **ALL_STATES.get(cls, {}))
+    group = opt.param_groups[0]
+    read_once = {"initial_accumulator_value", "norm_type"}
+    numbers = [k for k, x in group.items() if type(x) in (int, float) and k not in read_once]
+    assert {"lr", "weight_decay"} <= set(numbers)
+    for key in numbers:
+        p.grad = torch.ones(3)
+        opt.step()
+        group[key] = 0.5 * group[key] + 0.125
+        kept, twin = snapshot(opt), copy.deepcopy(opt)
+        twin._seen = None
+        q = twin.param_groups[0]["params"][0]
+        p.grad, q.grad = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.5, -1.0, 2.0])
+        opt.step()
+        twin.step()
+        assert_bitwise(snapshot(opt), snapshot(twin))
+        assert not torch.equal(p, kept[0])
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ HYPER = {
     "beta2": st.sampled_from([0.9, 0.95, 0.999]),
     "eps": st.sampled_from([1e-8, 1e-3, 1.0]),
     "lr_decay": st.sampled_from([0.0, 0.1]),
-    "alpha": st.sampled_from([0.5, 0.9, 0.99]),
+    "alpha": st.sampled_from([0.1, 0.9, 0.99]),
 }
 
 

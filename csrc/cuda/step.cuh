@@ -246,7 +246,7 @@ __device__ __forceinline__ void prepare(const StepArgs& args, const StepRow& row
 
 // Of so many blocks each thread has the registers that it needs, and all of them together enough loads under way.
 template <class Rule>
-constexpr int kBlocks = Rule::kStates < 2 ? 4 : 5 - Rule::kStates;
+constexpr int kBlocks = Rule::kStates < 2 ? 4 - Rule::kDivides : 5 - Rule::kStates;
 
 // Blocks claim one chunk after the other, as some processors are faster than others: with fixed shares a step took 3 %
 // longer on an H200.

@@ -3,7 +3,8 @@
 //
 // A rule has a Direction<T>, made from a row of its hyperparameters and the number t of this step, from 1: whatever
 // does not depend on the element is computed there once, in double. Called with p, g and the states s[kStates], which
-// it replaces, it returns the direction u; the caller applies p -= lr u.
+// it replaces, it returns the direction u; the caller applies p -= lr u. kDivides says whether it takes a root and a
+// quotient, for which a GPU needs registers.
 #pragma once
 #include "platform.h"
 #include "visit.h"
@@ -45,6 +46,7 @@ FT_HD T decay(T p, T weight_decay) {
 struct Sgd {
   static constexpr const char* kName = "sgd";
   static constexpr int kStates = 0, kHyper = 1;
+  static constexpr bool kDivides = false;
 
   template <class T>
   struct Direction {
@@ -58,6 +60,7 @@ struct Sgd {
 struct SgdMomentum {
   static constexpr const char* kName = "sgd_momentum";
   static constexpr int kStates = 1, kHyper = 4;
+  static constexpr bool kDivides = false;
 
   template <class T>
   struct Direction {
@@ -108,6 +111,7 @@ struct AdamDirection {
 struct Adam {
   static constexpr const char* kName = "adam";
   static constexpr int kStates = 2, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = AdamDirection<T, false, false>;
 };
@@ -115,6 +119,7 @@ struct Adam {
 struct AdamAmsgrad {
   static constexpr const char* kName = "adam_amsgrad";
   static constexpr int kStates = 3, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = AdamDirection<T, false, true>;
 };
@@ -122,6 +127,7 @@ struct AdamAmsgrad {
 struct AdamW {
   static constexpr const char* kName = "adamw";
   static constexpr int kStates = 2, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = AdamDirection<T, true, false>;
 };
@@ -129,6 +135,7 @@ struct AdamW {
 struct AdamWAmsgrad {
   static constexpr const char* kName = "adamw_amsgrad";
   static constexpr int kStates = 3, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = AdamDirection<T, true, true>;
 };
@@ -136,6 +143,7 @@ struct AdamWAmsgrad {
 struct Lion {
   static constexpr const char* kName = "lion";
   static constexpr int kStates = 1, kHyper = 3;
+  static constexpr bool kDivides = false;
 
   template <class T>
   struct Direction {
@@ -155,6 +163,7 @@ struct Lion {
 struct Adagrad {
   static constexpr const char* kName = "adagrad";
   static constexpr int kStates = 1, kHyper = 3;
+  static constexpr bool kDivides = true;
 
   template <class T>
   struct Direction {
@@ -171,38 +180,41 @@ struct Adagrad {
   };
 };
 
-// RMSprop and its variants: the denominator from v or from the variance, the direction alone or with momentum. The
-// buffer of the momentum is the last state.
+// RMSprop and its variants: the denominator from v or from the variance, the direction alone or with momentum.
 template <class T, bool kCentered, bool kMomentum>
 struct RmspropDirection {
-  T one_minus_alpha, eps, weight_decay, momentum;
+  static constexpr int kBuffer = 1, kAverage = kMomentum ? 2 : 1;  // states
+  static constexpr T kRounding = T(sizeof(T) == sizeof(float) ? 0x1p-23 : 0x1p-52);
+
+  T alpha, one_minus_alpha, eps, weight_decay, momentum;
 
   FT_HD RmspropDirection(const double* hyper, double)
-      : one_minus_alpha(T(1 - hyper[0])),
+      : alpha(T(hyper[0])),
+        one_minus_alpha(T(1 - hyper[0])),
         eps(T(hyper[1])),
         weight_decay(T(hyper[2])),
         momentum(kMomentum ? T(hyper[3]) : T(0)) {}
 
   FT_HD T operator()(T p, T g, T* s) const {
     g = g + decay(p, weight_decay);
-    s[0] = s[0] + one_minus_alpha * (g * g - s[0]);
+    s[0] = alpha * s[0] + one_minus_alpha * g * g;  // squared last: so it reaches as far as torch's
     T v = s[0];
     if (kCentered) {
-      s[1] = s[1] + one_minus_alpha * (g - s[1]);
-      const T variance = v - s[1] * s[1];
-      v = variance < T(0) ? T(0) : variance;  // rounded below it; NaN stays NaN
+      s[kAverage] = alpha * s[kAverage] + one_minus_alpha * g;
+      const T variance = v - s[kAverage] * s[kAverage], least = kRounding * v;
+      v = variance < least ? least : variance;
     }
     const T u = g / (sqrt(v) + eps);
     if (!kMomentum) return u;
-    T& buffer = s[kCentered ? 2 : 1];
-    buffer = momentum * buffer + u;
-    return buffer;
+    s[kBuffer] = momentum * s[kBuffer] + u;
+    return s[kBuffer];
   }
 };
 
 struct Rmsprop {
   static constexpr const char* kName = "rmsprop";
   static constexpr int kStates = 1, kHyper = 3;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = RmspropDirection<T, false, false>;
 };
@@ -210,6 +222,7 @@ struct Rmsprop {
 struct RmspropMomentum {
   static constexpr const char* kName = "rmsprop_momentum";
   static constexpr int kStates = 2, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = RmspropDirection<T, false, true>;
 };
@@ -217,6 +230,7 @@ struct RmspropMomentum {
 struct RmspropCentered {
   static constexpr const char* kName = "rmsprop_centered";
   static constexpr int kStates = 2, kHyper = 3;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = RmspropDirection<T, true, false>;
 };
@@ -224,6 +238,7 @@ struct RmspropCentered {
 struct RmspropCenteredMomentum {
   static constexpr const char* kName = "rmsprop_centered_momentum";
   static constexpr int kStates = 3, kHyper = 4;
+  static constexpr bool kDivides = true;
   template <class T>
   using Direction = RmspropDirection<T, true, true>;
 };

@@ -167,54 +167,55 @@ def adagrad(p, g, s, c):
 @triton.jit
 def rmsprop_constants(h, t):
     alpha, eps, weight_decay = h
-    return 1 - alpha, eps, weight_decay
+    return 1 - alpha, alpha, eps, weight_decay
 
 
 @triton.jit
 def rmsprop_momentum_constants(h, t):
     alpha, eps, weight_decay, momentum = h
-    return 1 - alpha, eps, weight_decay, momentum
+    return 1 - alpha, alpha, eps, weight_decay, momentum
 
 
 @triton.jit
-def rms(g, v, c):
-    v = v + c[0] * (g * g - v)
-    return divide(g, square_root(v) + c[1]), v
+def mean_square(g, v, c):
+    # Squared last: so it reaches as far as torch's.
+    return c[1] * v + c[0] * g * g
 
 
 @triton.jit
-def centered_rms(g, v, a, c):
-    v = v + c[0] * (g * g - v)
-    a = a + c[0] * (g - a)
-    variance = v - a * a
-    # Rounded it may be below zero; NaN stays NaN.
-    return divide(g, square_root(tl.where(variance < 0, 0.0, variance)) + c[1]), v, a
+def variance(v, a):
+    least = v * (1.1920928955078125e-07 if v.dtype == tl.float32 else 2.220446049250313e-16)
+    difference = v - a * a
+    return tl.where(difference < least, least, difference)
 
 
 @triton.jit
 def rmsprop(p, g, s, c):
-    u, v = rms(g + decay(p, c[2]), s[0], c)
-    return u, (v,)
+    g = g + decay(p, c[3])
+    v = mean_square(g, s[0], c)
+    return divide(g, square_root(v) + c[2]), (v,)
 
 
 @triton.jit
 def rmsprop_momentum(p, g, s, c):
-    u, v = rms(g + decay(p, c[2]), s[0], c)
-    b = c[3] * s[1] + u
-    return b, (v, b)
+    u, new = rmsprop(p, g, (s[0],), c)
+    b = c[4] * s[1] + u
+    return b, (new[0], b)
 
 
 @triton.jit
 def rmsprop_centered(p, g, s, c):
-    u, v, a = centered_rms(g + decay(p, c[2]), s[0], s[1], c)
-    return u, (v, a)
+    g = g + decay(p, c[3])
+    v = mean_square(g, s[0], c)
+    a = c[1] * s[1] + c[0] * g
+    return divide(g, square_root(variance(v, a)) + c[2]), (v, a)
 
 
 @triton.jit
 def rmsprop_centered_momentum(p, g, s, c):
-    u, v, a = centered_rms(g + decay(p, c[2]), s[0], s[1], c)
-    b = c[3] * s[2] + u
-    return b, (v, a, b)
+    u, new = rmsprop_centered(p, g, (s[0], s[2]), c)
+    b = c[4] * s[1] + u
+    return b, (new[0], b, new[1])
 
 
 class Update(NamedTuple):

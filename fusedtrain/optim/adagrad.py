@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from fusedtrain.optim import work
 from fusedtrain.optim.base import ClippedOptimizer
 from fusedtrain.optim.hyper import Group
 
@@ -65,9 +66,9 @@ class Adagrad(ClippedOptimizer, torch.optim.Adagrad):  # type: ignore[misc]
             differentiable=differentiable,
             fused=fused,
         )
-        self.state.clear()  # torch's constructor has made them in the dtype of the parameters
-        with torch.no_grad():
-            for p in self._parameters():
+        for p in self._parameters():
+            if p.dtype in work.FLOATS:  # torch's constructor has made states of all, in the dtype of the parameter
+                self.state[p].clear()
                 self._step_count(p, ("sum",))
                 self._states(p, ("sum",))
 
@@ -78,4 +79,5 @@ class Adagrad(ClippedOptimizer, torch.optim.Adagrad):  # type: ignore[misc]
         return [group["lr_decay"], group["eps"], group["weight_decay"]]
 
     def _new_state(self, p: Tensor, key: str) -> Tensor:
-        return super()._new_state(p, key).fill_(self.defaults["initial_accumulator_value"])
+        first = self.defaults["initial_accumulator_value"]
+        return super()._new_state(p, key).fill_(first) if first else super()._new_state(p, key)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from fusedtrain.optim import hyper
+
 SMALL = 4096
 """States of at most so many elements share blocks; the work on larger ones hides what they cost."""
 _FIRST, _LARGEST = 1 << 10, 1 << 18
@@ -44,7 +46,7 @@ class Arena:
         self, shape: tuple[int, ...], numel: int, device: torch.device, dtype: torch.dtype, stride: int
     ) -> Tensor | None:
         # Tensors made in these modes behave unlike those made outside, and one block would serve both.
-        if self.closed or torch.is_inference_mode_enabled():
+        if self.closed or torch.is_inference_mode_enabled() or hyper.under_mode():
             return None
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None

@@ -45,7 +45,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     step never waits. Hyperparameters live in the parameter groups, may be changed between steps and are checked
     again then; ``max_norm``, ``norm_type`` and ``nonfinite`` must be the same in all groups.
 
-    States are fp32 for bf16 and fp16 parameters, else of the parameter's dtype, in its memory layout, zero at first.
+    States are fp32 for bf16 and fp16 parameters, else of the parameter's dtype, in its layout, mostly zero at first.
     With ``torch.amp.GradScaler`` the step unscales, and skips on overflow, itself: ``_step_supports_amp_scaling`` is
     true. Lightning refuses its own ``gradient_clip_val`` with such optimizers; use ``max_norm`` there instead, or set
     the attribute to False on the object.

@@ -72,7 +72,7 @@ def check(call: str, where: str, p: Tensor, key: str, value: Any) -> None:
         raise ValueError(f"{call}: state {key!r} of {where} is no tensor but {type(value).__name__}")
     if value.shape != p.shape:
         raise ValueError(f"{call}: state {key!r} of {where} is {tuple(value.shape)}, the parameter {tuple(p.shape)}")
-    if value.layout != torch.strided or not value.is_floating_point():
+    if value.layout != torch.strided or value.dtype not in work.FLOATS:
         raise ValueError(
             f"{call}: state {key!r} of {where} is {value.layout} of {value.dtype}, not a dense float tensor"
         )
@@ -89,7 +89,7 @@ def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, A
     """`Optimizer.load_state_dict` that keeps dtypes. torch casts the states of a parameter to its dtype on the way, so
     they are held back from it, between the hooks of the user, and put in place after it."""
     call = f"{type(opt).__name__}.load_state_dict"
-    loaded: dict[Tensor, dict[Any, Any]] = {}
+    loaded: dict[Any, Any] = {}
 
     def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:
         groups, saved = opt.param_groups, given["param_groups"]
@@ -107,13 +107,12 @@ def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, A
         ids = list(chain.from_iterable(g["params"] for g in saved))
         params = dict(zip(ids, chain.from_iterable(g["params"] for g in groups), strict=True))
         names = {key: f"parameter {i} of group {j}" for j, g in enumerate(saved) for i, key in enumerate(g["params"])}
-        rest: dict[Any, Any] = {}
         for key, state in given["state"].items():
             if key in params and isinstance(state, dict):
                 loaded[params[key]] = _prepared(opt, call, names[key], params[key], state)
-            else:
-                rest[key] = state
-        return {**given, "state": rest, "param_groups": filled}
+            else:  # the user's own
+                loaded[key] = state
+        return {**given, "state": {}, "param_groups": filled}
 
     def after(_: Any) -> None:
         opt.state.update(loaded)
@@ -133,7 +132,8 @@ def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, A
 def _prepared(opt: Any, call: str, where: str, p: Tensor, state: dict[Any, Any]) -> dict[Any, Any]:
     ready: dict[Any, Any] = {}
     for key, value in state.items():
-        if key == "step" or key in opt._state_keys:
+        # Adagrad of torch has states of parameters too that are never stepped: frozen ones of integers, say.
+        if p.dtype in work.FLOATS and (key == "step" or key in opt._state_keys):
             if value is None:
                 continue
             check(call, where, p, key, value)

@@ -16,8 +16,9 @@ class RMSprop(ClippedOptimizer, torch.optim.RMSprop):  # type: ignore[misc]
     """RMSprop (Tieleman & Hinton 2012), centered or not (Graves 2013), with momentum or not, and with clipping in the
     step: `torch.optim.RMSprop` otherwise.
 
-    Centered, a variance that rounding has made negative counts as 0, where torch's square root makes NaN. Momentum
-    and centering may be switched on in mid-training: their averages begin at 0.
+    Centered, a variance below the rounding of ``square_avg`` counts as that much: where a gradient stays the same it
+    is mere rounding, of which torch makes NaN where it is negative. So a step is at most 2900 times ``lr`` (fp32).
+    Momentum and centering may be switched on in mid-training: averages that were never there begin at 0.
 
     ``fused=`` is accepted and not kept: torch's class has none. The keyword arguments from ``max_norm`` on are
     described at `ClippedOptimizer`, the others at `torch.optim.RMSprop`.

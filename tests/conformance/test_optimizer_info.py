@@ -100,9 +100,8 @@ class TestOptimizers(TestCase):
             # Where torch still warns, of a duplicate in a group, we raise with its words.
             kind = ValueError if issubclass(error.error_type, Warning) else error.error_type
             words = error.error_regex
-            if given.kwargs.get(
-                "differentiable"
-            ):  # torch refuses it with fused=True alone, and lists that for GPUs only
+            # torch refuses it with fused=True alone, and lists that for GPUs only.
+            if given.kwargs.get("differentiable"):
                 kind, words = ValueError, "differentiable=True is not supported"
             params = [Parameter(torch.ones(1, device=device))] if given.params is None else given.params
             with pytest.raises(kind, match=words):
