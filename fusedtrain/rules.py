@@ -357,9 +357,16 @@ def adagrad(
     return g / (s.sqrt() + eps) / (1 + (t - 1) * lr_decay), (s,)
 
 
+def _moving_average(old: Tensor, scaled: Tensor, alpha: Scalar) -> Tensor:
+    """``alpha old + scaled``, where ``scaled`` is ``1 - alpha`` times something. Without alpha: by what two rounded
+    constants miss of 1, averages would be off. Large ones are rounded once; for a small alpha the old goes first."""
+    rest = torch.as_tensor(1 - alpha, dtype=torch.float64, device=old.device)
+    return torch.where(rest > 0.5, (old - rest * old) + scaled, old + (scaled - rest * old))
+
+
 def _mean_square(g: Tensor, v: Tensor, alpha: Scalar) -> Tensor:
-    # Not squared before it is scaled down: so it reaches as far as torch's.
-    return alpha * v + (1 - alpha) * g * g
+    # Squared last: so it reaches as far as torch's.
+    return _moving_average(v, (1 - alpha) * g * g, alpha)
 
 
 def _variance(v: Tensor, a: Tensor) -> Tensor:
@@ -404,7 +411,7 @@ def rmsprop_centered(
     then, where torch takes what comes out, whose square root may be NaN."""
     v, a = states
     g = g + decay(p, weight_decay)
-    v, a = _mean_square(g, v, alpha), alpha * a + (1 - alpha) * g
+    v, a = _mean_square(g, v, alpha), _moving_average(a, (1 - alpha) * g, alpha)
     return g / (_variance(v, a).sqrt() + eps), (v, a)
 
 
@@ -471,8 +478,9 @@ def prepare_gradient(
 
 
 def trust_ratio(p_norm: Tensor, u_norm: Tensor) -> Tensor:
-    """``|p| / |u|`` (You et al. 2017, 2020): with it a step moves every tensor by the same share of its norm. 1 where
-    either norm is 0 or not finite."""
+    """``|p| / |u|`` in fp64 (You et al. 2017, 2020): with it a step moves every tensor by the same share of its norm.
+    1 where either norm is 0 or not finite."""
+    p_norm, u_norm = p_norm.double(), u_norm.double()
     usable = (p_norm > 0) & (u_norm > 0) & p_norm.isfinite() & u_norm.isfinite()
     return torch.where(usable, p_norm / u_norm, 1.0)
 

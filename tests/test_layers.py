@@ -16,7 +16,7 @@ CSRC = ROOT / "csrc"
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
 C_FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cuh", ".cpp", ".cu"})
 MAX_LINES = 400
-LONGER = {"fusedtrain/rules.py": 500}  # the specification is one list, and grows by a function with every rule
+LONGER = {"fusedtrain/rules.py": 600}  # the specification is one list, and grows by a function with every rule
 
 # What a module may import from the package, by the longest prefix of its name that has a row. Names without a row
 # (env, train, bench, integrations, __main__) are the top: they may import anything.

@@ -26,7 +26,7 @@ def on(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Paramet
 
 
 @layerwise
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_paper(backend: str, device: torch.device, cls: type, dtype: torch.dtype) -> None:
     params = on(device, dtype)
     same, exact = clones(params, torch.float32), clones(params, torch.float64)
@@ -131,6 +131,8 @@ def test_trust_ratio_of_odd_norms() -> None:
     assert ratio(3.0, 2.0) == 1.5
     odd = (0.0, math.inf, math.nan)
     assert [ratio(x, 2.0) for x in odd] == [ratio(2.0, x) for x in odd] == [1.0] * 3
+    single = rules.trust_ratio(torch.tensor(1e30), torch.tensor(1e-30))
+    assert float(single) == pytest.approx(1e60, rel=1e-6), "in fp32 it would be infinite"
 
 
 def test_memory_of_the_parameters_and_gradients_is_theirs(backend: str, device: torch.device) -> None:
@@ -145,13 +147,99 @@ def test_memory_of_the_parameters_and_gradients_is_theirs(backend: str, device: 
     assert (p.data_ptr(), p.stride()) == (where, stride)
 
 
-def test_version_counters_are_raised(backend: str, device: torch.device) -> None:
+def test_version_counters_of_states_are_raised(backend: str, device: torch.device) -> None:
     p = Parameter(torch.randn(3, device=device))
-    y = (p * p).sum()
+    opt = ft.optim.LARS([p], backend=backend)
     p.grad = torch.ones_like(p)
-    ft.optim.LARS([p], backend=backend).step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.backward()
+    opt.step()
+    before = opt.state[p]["momentum_buffer"]._version
+    opt.step()
+    assert opt.state[p]["momentum_buffer"]._version > before
+
+
+@layerwise
+def test_tensors_that_share_memory_are_refused(backend: str, device: torch.device, cls: type) -> None:
+    """The operator steps copies, and does not see it."""
+    x = torch.ones(4, device=device)
+    p, q = Parameter(x), Parameter(x.view(2, 2))
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    opt: Any = cls([p, q], backend=backend)
+    with pytest.raises(RuntimeError, match=rf"{cls.__name__}.step: two tensors that it writes share memory"):
+        opt.step()
+    assert torch.equal(x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-14, 1e-8, 1.0, 1e15])
+@pytest.mark.parametrize("of", [1e-3, 1.0, 1e4])
+def test_gradients_of_any_size_move_as_far(backend: str, device: torch.device, size: float, of: float) -> None:
+    """The direction is what is left of a far step: of small ones, more than what p rounds to."""
+    p = Parameter(torch.linspace(-1, 2, 50, device=device) * of)
+    before = p.detach().double()
+    share = 2.0**-6
+    opt = ft.optim.LARS([p], lr=share, momentum=0.0, trust_coefficient=1.0, backend=backend)
+    p.grad = torch.linspace(3, -2, 50, device=device) * size * of
+    g = p.grad.double()
+    opt.step()
+    wanted = -share * before.norm() / g.norm() * g
+    error = (p.detach().double() - before - wanted).norm() / wanted.norm()
+    assert float(error) < 2 * torch.finfo(torch.float32).eps / share
+
+
+@layerwise
+@pytest.mark.parametrize(
+    "settings",
+    [{"l1": 0.3}, {"clip_value": 0.2}, {"maximize": True}, {"max_norm": 0.5}, {"nesterov": True}, {"dampening": 0.5}],
+    ids=str,
+)
+def test_it_is_the_rule_alone_scaled(backend: str, device: torch.device, cls: type, settings: dict[str, Any]) -> None:
+    """With everything that a step has besides: the direction is what the other class moves by at a rate of 1."""
+    base: Any = ft.optim.AdamW if cls is ft.optim.LAMB else ft.optim.SGD
+    own = {key: x for key, x in SETTINGS[cls].items() if key not in ("lr", "trust_coefficient")}
+    own |= {"eps": 1e-6} if cls is ft.optim.LAMB else {}
+    if not settings.keys() <= base([Parameter(torch.ones(1))]).defaults.keys():
+        return
+    params = on(device, torch.float64)
+    opt: Any = cls(params, lr=0.25, trust_coefficient=0.5, **own, **settings, backend=backend)
+    followed = clones(params)
+    alone = base(followed, lr=1.0, **own, **settings, backend=backend)
+    for _ in range(3):
+        grads_for(params, followed)
+        before = [p.detach().clone() for p in params]
+        opt.step()
+        alone.step()
+        for p, q, was in zip(params, followed, before, strict=True):
+            u = was - q.detach()
+            torch.testing.assert_close(p.detach(), was - 0.125 * was.norm() / u.norm() * u, rtol=1e-9, atol=1e-12)
+            with torch.no_grad():
+                q.copy_(p)
+
+
+def test_groups_of_several_rules_have_their_own_coefficients(backend: str, device: torch.device) -> None:
+    groups: list[dict[str, Any]] = [
+        {"params": [Parameter(torch.tensor([3.0, 4.0], device=device))], "momentum": m, "trust_coefficient": c}
+        for m, c in ((0.9, 0.5), (0.0, 0.25), (0.9, torch.tensor([0.125])), (0.0, None))
+    ]
+    opt = ft.optim.LARS(groups, lr=0.1, backend=backend)
+    for group in groups:
+        group["params"][0].grad = torch.ones(2, device=device)
+    opt.step()
+    moves = [float((group["params"][0].detach() - torch.tensor([3.0, 4.0], device=device)).norm()) for group in groups]
+    assert moves == pytest.approx([0.25, 0.125, 0.0625, 0.1 * 2**0.5], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@layerwise
+def test_a_skipped_step_keeps_every_bit(backend: str, device: torch.device, cls: type, dtype: torch.dtype) -> None:
+    """Also those of NaN, of both zeros and of infinities."""
+    odd = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1.5, 6e-8]
+    p = Parameter(torch.tensor(odd, device=device).to(dtype))
+    bits = p.detach().clone().view(torch.uint8)
+    opt: Any = cls([p], lr=0.5, nonfinite="skip", backend=backend)
+    for _ in range(2):
+        p.grad = torch.full_like(p, math.nan)
+        opt.step()
+        assert torch.equal(p.detach().view(torch.uint8), bits)
+    assert int(opt.skipped_steps) == 2
 
 
 def test_a_state_dict_goes_to_adamw_and_back() -> None:

@@ -110,6 +110,20 @@ def test_what_users_put_beside_the_states_is_loaded_as_torch_loads_it(cls: type)
     assert len(other.state) == len(opt.state)
 
 
+@every_class
+@pytest.mark.parametrize("state", [None, [1], 3.0, torch.ones(3)], ids=lambda x: type(x).__name__)
+def test_a_state_that_is_no_dict_is_refused(cls: type, state: object) -> None:
+    ours = parameters((3,))
+    opt: Any = cls(ours, lr=0.1, **ALL_STATES.get(cls, {}))
+    grads_for(ours)
+    opt.step()
+    before = snapshot(opt)
+    saved = {**opt.state_dict(), "state": {0: state}}
+    with pytest.raises(ValueError, match="load_state_dict: the state of parameter 0 of group 0 is no dict but"):
+        opt.load_state_dict(saved)
+    assert_bitwise(snapshot(opt), before)
+
+
 @pytest.mark.parametrize("cls", IN_TORCH)
 def test_groups_hold_what_torchs_hold(cls: type) -> None:
     values = {"foreach": False, "capturable": True, "maximize": True, "weight_decay": 0.25, "eps": 0.5, "momentum": 0.5}

@@ -186,21 +186,20 @@ struct RmspropDirection {
   static constexpr int kBuffer = 1, kAverage = kMomentum ? 2 : 1;  // states
   static constexpr T kRounding = T(sizeof(T) == sizeof(float) ? 0x1p-23 : 0x1p-52);
 
-  T alpha, one_minus_alpha, eps, weight_decay, momentum;
+  T one_minus_alpha, eps, weight_decay, momentum;
 
   FT_HD RmspropDirection(const double* hyper, double)
-      : alpha(T(hyper[0])),
-        one_minus_alpha(T(1 - hyper[0])),
+      : one_minus_alpha(T(1 - hyper[0])),
         eps(T(hyper[1])),
         weight_decay(T(hyper[2])),
         momentum(kMomentum ? T(hyper[3]) : T(0)) {}
 
   FT_HD T operator()(T p, T g, T* s) const {
     g = g + decay(p, weight_decay);
-    s[0] = alpha * s[0] + one_minus_alpha * g * g;  // squared last: so it reaches as far as torch's
+    s[0] = average(s[0], one_minus_alpha * g * g);  // squared last: so it reaches as far as torch's
     T v = s[0];
     if (kCentered) {
-      s[kAverage] = alpha * s[kAverage] + one_minus_alpha * g;
+      s[kAverage] = average(s[kAverage], one_minus_alpha * g);
       const T variance = v - s[kAverage] * s[kAverage], least = kRounding * v;
       v = variance < least ? least : variance;
     }
@@ -208,6 +207,13 @@ struct RmspropDirection {
     if (!kMomentum) return u;
     s[kBuffer] = momentum * s[kBuffer] + u;
     return s[kBuffer];
+  }
+
+ private:
+  // alpha old + scaled, without alpha: by what two rounded constants miss of 1, averages would be off.
+  FT_HD T average(T old, T scaled) const {
+    const T lost = one_minus_alpha * old, soon = (old - lost) + scaled, late = old + (scaled - lost);
+    return one_minus_alpha > T(0.5) ? soon : late;
   }
 };
 

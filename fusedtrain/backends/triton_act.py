@@ -44,6 +44,7 @@ from fusedtrain.backends.triton_dropout import (
     kept_span,
     mark_zeros,
     read_drop,
+    selected,
     unscale,
 )
 from fusedtrain.backends.triton_rules import ACTIVATIONS
@@ -64,10 +65,10 @@ def forward(z, b, r, kept, scale, Y: tl.constexpr, FWD: tl.constexpr, MARK: tl.c
         z = z + b
     v = FWD(z, COARSE)
     if kept is not None:
-        v = v * scale
         if MARK:
-            v = mark_zeros(widened(rounded(v, Y), v.dtype))
-        v = tl.where(kept, v, 0.0)
+            v = tl.where(kept, mark_zeros(widened(rounded(v * scale, Y), v.dtype)), 0.0)
+        else:
+            v = selected(v, kept, scale)
     if r is not None:
         v = v + r
     return v
@@ -101,10 +102,11 @@ def act_dropout_kernel(
     b = load_bias(bias, column, width, inside, T)
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
+    end, whole_end = chunks - tile * TILE, whole - last
     first = strip * ROWS * row
-    while first + tile * TILE < chunks:
+    while first < end:
         chunk = first + place
-        if first + last < whole:
+        if first < whole_end:
             start, mask = chunk * CHUNK, inside & (chunk < chunks)
             z = load_whole(x, start, mask, T)
             r = load_whole(residual, start, mask, T)
@@ -130,14 +132,14 @@ def backward(d, s, b, kept, threshold, scale, GRAD: tl.constexpr, FROM_OUTPUT: t
     if FROM_OUTPUT:
         # At threshold 0 all are kept, and the scale is 1.
         kept = is_not_positive_zero(s) | (threshold == 0)
-        v = tl.where(kept, d * GRAD(unscale(s, threshold), COARSE) * scale, 0.0)
+        v = selected(d * GRAD(unscale(s, threshold), COARSE), kept, scale)
     else:
         z = d if s is None else s  # what a rule needs no input for, it does not look at
         if b is not None:
             z = z + b
         v = d * GRAD(z, COARSE)
         if kept is not None:
-            v = tl.where(kept, v * scale, 0.0)
+            v = selected(v, kept, scale)
     return v
 
 
@@ -175,11 +177,12 @@ def act_dropout_grad_kernel(
     b = load_bias(bias, column, width, inside, T)
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
+    end, whole_end = chunks - tile * TILE, whole - last
     sum = tl.zeros([place.shape[0], CHUNK], T)
     first = strip * ROWS * row
-    while first + tile * TILE < chunks:
+    while first < end:
         chunk = first + place
-        if first + last < whole:
+        if first < whole_end:
             start, mask = chunk * CHUNK, inside & (chunk < chunks)
             d = load_whole(dy, start, mask, T)
             s = load_whole(saved, start, mask, T)

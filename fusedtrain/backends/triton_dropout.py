@@ -67,6 +67,13 @@ def kept_scale(threshold, T: tl.constexpr):
 
 
 @triton.jit
+def selected(v, kept, scale):
+    """What is kept of v, scaled; 0 else. Scaled last: LLVM puts off a selection that comes last until v is rounded to
+    16 bits, and then takes each pair apart for it, at an instruction an element."""
+    return tl.where(kept, v, 0.0) * scale
+
+
+@triton.jit
 def unscale(y, threshold):
     return y * (kept_levels(threshold).to(y.dtype) * (1 / LEVELS))
 

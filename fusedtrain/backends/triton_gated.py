@@ -31,7 +31,7 @@ from fusedtrain.backends.triton_chunks import (
     whole_chunks,
 )
 from fusedtrain.backends.triton_columns import Sums, finish_sums, load_bias, plan_of
-from fusedtrain.backends.triton_dropout import keep, keep_bits, kept_scale, kept_span, read_drop
+from fusedtrain.backends.triton_dropout import keep, keep_bits, kept_scale, kept_span, read_drop, selected
 from fusedtrain.backends.triton_rules import ACTIVATIONS
 from fusedtrain.backends.triton_sizes import gated_backward_size, gated_forward_size
 from fusedtrain.backends.triton_table import TYPES, AotCase, current
@@ -56,7 +56,7 @@ def forward(gate, up, kept, scale, FWD: tl.constexpr, COARSE: tl.constexpr):
     """y of some elements."""
     v = FWD(gate, COARSE) * up
     if kept is not None:
-        v = tl.where(kept, v * scale, 0.0)
+        v = selected(v, kept, scale)
     return v
 
 
@@ -87,10 +87,11 @@ def gated_act_dropout_kernel(
     start_column = column * CHUNK % width
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
+    end, whole_end = chunks - tile * TILE, whole - last
     first = strip * ROWS * row
-    while first + tile * TILE < chunks:
+    while first < end:
         chunk = first + place
-        if first + last < whole:
+        if first < whole_end:
             start, mask = chunk * (2 * CHUNK) - start_column, inside & (chunk < chunks)
             gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)
             v = forward(plus(gate, gate_b), plus(up, up_b), keep(drop, chunk), scale, FWD, COARSE)
@@ -113,7 +114,7 @@ def backward(d, gate, up, kept, scale, FWD: tl.constexpr, GRAD: tl.constexpr, CO
     """Of some elements, both halves of dx."""
     d_gate, d_up = d * (up * GRAD(gate, COARSE)), d * FWD(gate, COARSE)
     if kept is not None:
-        d_gate, d_up = tl.where(kept, d_gate * scale, 0.0), tl.where(kept, d_up * scale, 0.0)
+        d_gate, d_up = selected(d_gate, kept, scale), selected(d_up, kept, scale)
     return d_gate, d_up
 
 
@@ -154,12 +155,13 @@ def gated_act_dropout_grad_kernel(
     start_column = column * CHUNK % width
     place, last = places_of(column, row), last_place_of(tile, row)
     chunks = tl.cdiv(numel, CHUNK)
+    end, whole_end = chunks - tile * TILE, whole - last
     gate_sum = tl.zeros([place.shape[0], CHUNK], T)
     up_sum = tl.zeros([place.shape[0], CHUNK], T)
     first = strip * ROWS * row
-    while first + tile * TILE < chunks:
+    while first < end:
         chunk = first + place
-        if first + last < whole:
+        if first < whole_end:
             start, mask = chunk * (2 * CHUNK) - start_column, inside & (chunk < chunks)
             d = load_whole(dy, chunk * CHUNK, mask, T)
             gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)

@@ -167,19 +167,26 @@ def adagrad(p, g, s, c):
 @triton.jit
 def rmsprop_constants(h, t):
     alpha, eps, weight_decay = h
-    return 1 - alpha, alpha, eps, weight_decay
+    return 1 - alpha, eps, weight_decay
 
 
 @triton.jit
 def rmsprop_momentum_constants(h, t):
     alpha, eps, weight_decay, momentum = h
-    return 1 - alpha, alpha, eps, weight_decay, momentum
+    return 1 - alpha, eps, weight_decay, momentum
+
+
+@triton.jit
+def moving_average(old, scaled, c):
+    """``alpha old + scaled``, without alpha: by what two rounded constants miss of 1, averages would be off."""
+    lost = c[0] * old
+    return tl.where(c[0] > 0.5, (old - lost) + scaled, old + (scaled - lost))
 
 
 @triton.jit
 def mean_square(g, v, c):
     # Squared last: so it reaches as far as torch's.
-    return c[1] * v + c[0] * g * g
+    return moving_average(v, c[0] * g * g, c)
 
 
 @triton.jit
@@ -191,30 +198,30 @@ def variance(v, a):
 
 @triton.jit
 def rmsprop(p, g, s, c):
-    g = g + decay(p, c[3])
+    g = g + decay(p, c[2])
     v = mean_square(g, s[0], c)
-    return divide(g, square_root(v) + c[2]), (v,)
+    return divide(g, square_root(v) + c[1]), (v,)
 
 
 @triton.jit
 def rmsprop_momentum(p, g, s, c):
     u, new = rmsprop(p, g, (s[0],), c)
-    b = c[4] * s[1] + u
+    b = c[3] * s[1] + u
     return b, (new[0], b)
 
 
 @triton.jit
 def rmsprop_centered(p, g, s, c):
-    g = g + decay(p, c[3])
+    g = g + decay(p, c[2])
     v = mean_square(g, s[0], c)
-    a = c[1] * s[1] + c[0] * g
-    return divide(g, square_root(variance(v, a)) + c[2]), (v, a)
+    a = moving_average(s[1], c[0] * g, c)
+    return divide(g, square_root(variance(v, a)) + c[1]), (v, a)
 
 
 @triton.jit
 def rmsprop_centered_momentum(p, g, s, c):
     u, new = rmsprop_centered(p, g, (s[0], s[2]), c)
-    b = c[4] * s[1] + u
+    b = c[3] * s[1] + u
     return b, (new[0], b, new[1])
 
 

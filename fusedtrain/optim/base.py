@@ -272,7 +272,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if settings.measures:
             todo.add_shards_without_gradients(self.param_groups)
         if not compiling:
-            todo.check_apart(self._call)
+            todo.check_apart(self._call, self._by_table)
         return todo
 
     def _check_group(self, name: str, group: Group) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -108,10 +108,12 @@ def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, A
         params = dict(zip(ids, chain.from_iterable(g["params"] for g in groups), strict=True))
         names = {key: f"parameter {i} of group {j}" for j, g in enumerate(saved) for i, key in enumerate(g["params"])}
         for key, state in given["state"].items():
-            if key in params and isinstance(state, dict):
-                loaded[params[key]] = _prepared(opt, call, names[key], params[key], state)
-            else:  # the user's own
+            if key not in params:  # the user's own
                 loaded[key] = state
+            elif isinstance(state, Mapping):
+                loaded[params[key]] = _prepared(opt, call, names[key], params[key], state)
+            else:
+                raise ValueError(f"{call}: the state of {names[key]} is no dict but {type(state).__name__}")
         return {**given, "state": {}, "param_groups": filled}
 
     def after(_: Any) -> None:
@@ -129,7 +131,7 @@ def load(opt: Any, state_dict: dict[str, Any], load_plain: Callable[[dict[str, A
             handle.remove()
 
 
-def _prepared(opt: Any, call: str, where: str, p: Tensor, state: dict[Any, Any]) -> dict[Any, Any]:
+def _prepared(opt: Any, call: str, where: str, p: Tensor, state: Mapping[Any, Any]) -> dict[Any, Any]:
     ready: dict[Any, Any] = {}
     for key, value in state.items():
         # Adagrad of torch has states of parameters too that are never stepped: frozen ones of integers, say.

@@ -19,7 +19,7 @@ class LAMB(TrustRatio, torch.optim.Optimizer):
 
     Args:
         params: iterable of parameters, of named parameters, or of dicts that define groups.
-        lr: learning rate >= 0: the share of its norm by which a tensor moves.
+        lr: learning rate >= 0; times ``trust_coefficient`` it is the share of its norm by which a tensor moves.
         betas: in [0, 1).
         eps: added to the denominator, >= 0.
         weight_decay: decoupled, >= 0; a part of ``u``.
@@ -27,11 +27,8 @@ class LAMB(TrustRatio, torch.optim.Optimizer):
         maximize: ascend instead.
         foreach, capturable, differentiable, fused: as torch's other optimizers have them; see `ClippedOptimizer`.
 
-    State: ``exp_avg``, ``exp_avg_sq`` and ``step``. What a step costs: see `TrustRatio`. The keyword arguments from
-    ``max_norm`` on are described at `ClippedOptimizer`.
-
-    Raises:
-        RuntimeError: at ``step()``, parameters that are sharded over ranks, and what `ClippedOptimizer` raises.
+    State: ``exp_avg``, ``exp_avg_sq`` and ``step``. What a step costs, takes and refuses: see `TrustRatio`. The keyword
+    arguments from ``max_norm`` on are described at `ClippedOptimizer`.
     """
 
     _reads = (*TrustRatio._reads, "betas", "eps", "weight_decay")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fusedtrain.optim.hyper import Group
+from fusedtrain.optim import hyper
 from fusedtrain.optim.sgd import SGD
 from fusedtrain.optim.trust import TrustRatio
 
@@ -23,12 +23,9 @@ class LARS(TrustRatio, SGD):  # type: ignore[misc]
         lr: learning rate >= 0. With the default of 1 a tensor moves by ``trust_coefficient`` of its norm.
         momentum, dampening, weight_decay, nesterov: as in `SGD`, but for the default of momentum.
         trust_coefficient: >= 0. None steps as SGD does: for groups of biases and norms, say.
-        maximize, foreach, differentiable, fused, max_norm and what follows: as in `SGD`.
+        maximize, foreach, differentiable, fused, max_norm and what follows: as in `SGD`, of which it is a subclass.
 
-    State: ``momentum_buffer``, as SGD. What a step costs: see `TrustRatio`.
-
-    Raises:
-        RuntimeError: at ``step()``, parameters that are sharded over ranks, and what `ClippedOptimizer` raises.
+    State: ``momentum_buffer``, as SGD. What a step costs, takes and refuses: see `TrustRatio`.
     """
 
     _reads = (*SGD._reads, "trust_coefficient")
@@ -54,7 +51,7 @@ class LARS(TrustRatio, SGD):  # type: ignore[misc]
         nonfinite: str = "propagate",
         backend: str | None = None,
     ) -> None:
-        self._trust_coefficient = trust_coefficient
+        hyper.check_trust_coefficient(type(self).__name__, trust_coefficient)
         super().__init__(
             params,
             lr,
@@ -73,6 +70,6 @@ class LARS(TrustRatio, SGD):  # type: ignore[misc]
             nonfinite=nonfinite,
             backend=backend,
         )
-
-    def _configure(self, backend: str | None, own: Group, others: Group) -> None:
-        super()._configure(backend, {**own, "trust_coefficient": self._trust_coefficient}, others)
+        self._own_defaults = {**self._own_defaults, "trust_coefficient": trust_coefficient}
+        for settings in (self.defaults, *self.param_groups):
+            settings.setdefault("trust_coefficient", trust_coefficient)

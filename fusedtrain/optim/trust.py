@@ -14,9 +14,8 @@ from fusedtrain.optim.base import ClippedOptimizer
 from fusedtrain.optim.hyper import Group, Settings
 from fusedtrain.optim.work import Batch
 
-_FAR = 2.0**20
-"""So much larger than its direction is the step in which that is read off: ``(p + _FAR u) - p`` is ``_FAR u`` with an
-error of the rounding of u, and of the rounding of p a millionth. A direction beyond 3e32 overflows."""
+_FAR = 2.0**60
+"""``(p + _FAR u) - p`` is ``_FAR u``, up to rounding, wherever ``u`` is not 2^60 times smaller than ``p``."""
 
 
 class TrustRatio(ClippedOptimizer):
@@ -26,7 +25,10 @@ class TrustRatio(ClippedOptimizer):
     Two passes, as the norm of a direction is known only when all of it is. The first is the backend's own step, which
     keeps the states, the counts and the decision to skip; it takes copies of the parameters from ``p`` far along ``u``.
     There the direction is read off, measured by the backend, and applied by torch's operators, in a few calls for each
-    tensor. So a step wants 4 bytes more for each element while it runs (8 in fp64), and waits for nothing.
+    tensor. The copies are fp32 (fp64 of fp64); nothing is waited for. A direction of more than 3e20 in fp32 overflows.
+
+    Raises:
+        RuntimeError: at ``step()``, parameters that are sharded over ranks (DTensor), and what `ClippedOptimizer` does.
     """
 
     _reads = (*ClippedOptimizer._reads, "trust_coefficient")
@@ -35,7 +37,8 @@ class TrustRatio(ClippedOptimizer):
     def _check_group(self, name: str, group: Group) -> None:
         super()._check_group(name, group)
         for i, p in enumerate(group["params"]):
-            if p.grad is not None and distributed.shards(p) is not None:
+            # Also without a gradient: all ranks have to raise, and another one may have it.
+            if distributed.shards(p) is not None:
                 raise RuntimeError(
                     f"{self._call}: parameter {i} of {name} is sharded over ranks, of which each would see the norm of "
                     "its part alone. Use AdamW or SGD, or replicate the parameter"
@@ -43,6 +46,8 @@ class TrustRatio(ClippedOptimizer):
 
     def _run(self, backend: Any, batch: Batch, settings: Settings, *scalars: Any) -> None:
         table = settings.tables[batch.rule]
+        rates = [_scalar(lr, batch.device) for lr in table[:, 0].unbind()]
+        coefficients = self._coefficients(batch, settings)
         ascent = torch.cat([torch.full_like(table[:, :1], -_FAR), table[:, 1:]], dim=1)
         stepped = [p.to(work.state_dtype(p), copy=True) for p in batch.params]
         launch.run(
@@ -53,23 +58,35 @@ class TrustRatio(ClippedOptimizer):
         )
         directions = [_direction(p, s) for p, s in zip(batch.params, stepped, strict=True)]
         p_norms, u_norms = (backend.tensor_norms(xs, 2.0) for xs in (batch.params, directions))
-        ratios = rules.trust_ratio(p_norms, u_norms / _FAR)
-        coefficients = self._coefficients(batch.rule, settings)
-        rates = (table[:, 0] / _FAR).unbind()
+        ratios = rules.trust_ratio(p_norms, u_norms.double() / _FAR)
         for p, u, ratio, row in zip(batch.params, directions, ratios.unbind(), batch.group, strict=True):
             coefficient = coefficients[row]
             factor = rates[row] if coefficient is None else ratio * coefficient * rates[row]
-            p.sub_(u.mul_(factor))  # in the dtype of u, rounded once
+            u.mul_(factor / _FAR)
+            if p.dtype is u.dtype:
+                p.sub_(u)
+            else:  # once rounded; what does not move keeps its bits, also those of a NaN
+                p.copy_(torch.where(u == 0, p, (p - u).to(p.dtype)))
         for p, stand_in in batch.copies:
             p.copy_(stand_in)
 
-    def _coefficients(self, rule: str, settings: Settings) -> dict[int, float | Tensor | None]:
+    def _coefficients(self, batch: Batch, settings: Settings) -> dict[int, float | Tensor | None]:
         """By row of the rule's table."""
-        every = zip(settings.rules, settings.rows, self.param_groups, strict=True)
-        return {row: group["trust_coefficient"] for name, row, group in every if name == rule}
+        found = {}
+        for rule, row, group in zip(settings.rules, settings.rows, self.param_groups, strict=True):
+            if rule == batch.rule:
+                coefficient = group["trust_coefficient"]
+                found[row] = _scalar(coefficient, batch.device) if isinstance(coefficient, Tensor) else coefficient
+        return found
+
+
+def _scalar(x: Tensor, device: torch.device) -> Tensor:
+    """As 0-dim, and where it can meet tensors of the device: there, or on the CPU."""
+    x = x.detach().reshape(())
+    return x if x.device.type == "cpu" else x.to(device)
 
 
 def _direction(p: Tensor, stepped: Tensor) -> Tensor:
-    """``_FAR u``, in the memory of ``stepped``. 0 where the step was skipped, and where an infinite ``p`` stays so."""
-    stays = stepped == p
+    """``_FAR u``, in the memory of ``stepped``. 0 where a step was skipped, or an infinite or poisoned ``p`` stays."""
+    stays = (stepped == p) | (stepped.isnan() & p.isnan())
     return stepped.sub_(p).masked_fill_(stays, 0.0)

@@ -77,10 +77,10 @@ class Work:
                 if shards is not None:
                     self.split.setdefault(shards, [])
 
-    def check_apart(self, call: str) -> None:
+    def check_apart(self, call: str, seen: bool = True) -> None:
         """Raises RuntimeError if tensors of different calls, or copied ones, share memory. Of those of one call the
-        operator sees it, before it writes; but then other calls have written."""
-        if len(self.batches) < 2 and not any(batch.copies for batch in self.batches.values()):
+        operator sees it, before it writes, if these are ``seen`` by it; but then other calls have written."""
+        if seen and len(self.batches) < 2 and not any(batch.copies for batch in self.batches.values()):
             return
         pieces = sorted(
             (
