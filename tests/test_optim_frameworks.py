@@ -28,6 +28,8 @@ def test_groups_added_later(cls: type) -> None:
         if step == 2:
             opt.add_param_group({"params": [second], "lr": 0.02})
             reference.add_param_group({"params": [same[1]], "lr": 0.02})
+            if cls is ft.optim.Adagrad:  # that of torch 2.11 makes no states for a group that comes later
+                reference.state[same[1]] = {"step": torch.zeros(()), "sum": torch.zeros(4)}
         grads_for([first, second], same)
         opt.step()
         reference.step()
