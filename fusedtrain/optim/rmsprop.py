@@ -17,7 +17,7 @@ class RMSprop(ClippedOptimizer, torch.optim.RMSprop):  # type: ignore[misc]
     step: `torch.optim.RMSprop` otherwise.
 
     Centered, a variance below the rounding of ``square_avg`` counts as that much: where a gradient stays the same it
-    is mere rounding, of which torch makes NaN where it is negative. So a direction is at most some 2900 in fp32.
+    is mere rounding, of which torch makes NaN where it is negative. So a direction is at most 2^11.5 in fp32.
     Momentum and centering may be switched on in mid-training: averages that were never there begin at 0.
 
     ``fused=`` is accepted and not kept: torch's class has none. The keyword arguments from ``max_norm`` on are
