@@ -58,3 +58,35 @@ HOT_KERNELS = [
     HotKernel("swiglu forward, bf16", "gated_act_dropout.cu", "act_kernel<GatedForward<Silu, bf16>>", 4, 2),
     HotKernel("swiglu backward, bf16", "gated_act_dropout_grad.cu", "act_kernel<GatedBackward<Silu, bf16>>", 6, 4),
 ]
+
+
+@dataclass(frozen=True)
+class HotTritonKernel:
+    """Bytes for each element, and the most instructions that it may take: what it takes with the releases of Triton
+    from 3.6 to 3.9, and about one more."""
+
+    loads: int
+    stores: int
+    instructions: float
+
+
+BARE = "no bias, residual"
+BARE_GRAD = "no bias, dbias"
+
+# By the names of their cases.
+HOT_TRITON_KERNELS = {
+    f"act_dropout_kernel[relu, bf16, {BARE}]": HotTritonKernel(2, 2, 17.5),
+    f"act_dropout_kernel[gelu, bf16, {BARE}]": HotTritonKernel(2, 2, 24.5),
+    f"act_dropout_kernel[gelu_tanh, bf16, {BARE}]": HotTritonKernel(2, 2, 23),
+    f"act_dropout_kernel[silu, bf16, {BARE}]": HotTritonKernel(2, 2, 19),
+    f"act_dropout_kernel[mish, bf16, {BARE}]": HotTritonKernel(2, 2, 27),
+    f"act_dropout_kernel[tanh, bf16, {BARE}]": HotTritonKernel(2, 2, 30),
+    "act_dropout_grad_kernel[relu, bf16, from output, no dbias]": HotTritonKernel(4, 2, 13),
+    f"act_dropout_grad_kernel[gelu, bf16, {BARE_GRAD}]": HotTritonKernel(4, 2, 31.5),
+    f"act_dropout_grad_kernel[gelu_tanh, bf16, {BARE_GRAD}]": HotTritonKernel(4, 2, 34),
+    f"act_dropout_grad_kernel[silu, bf16, {BARE_GRAD}]": HotTritonKernel(4, 2, 25),
+    f"act_dropout_grad_kernel[mish, bf16, {BARE_GRAD}]": HotTritonKernel(4, 2, 38.5),
+    "act_dropout_grad_kernel[gelu, bf16]": HotTritonKernel(4, 2, 33.5),
+    "gated_act_dropout_kernel[silu, bf16]": HotTritonKernel(4, 2, 24.5),
+    "gated_act_dropout_grad_kernel[silu, bf16]": HotTritonKernel(6, 4, 39.5),
+}

@@ -237,10 +237,9 @@ class Blocks:
         return whole
 
 
-def main_loop(code: list[Instruction], loads: int, stores: int, doubles: int | None = None) -> MainLoop | None:
-    """The loop in which `loads` and `stores` bytes are moved for each element, by vectors alone, and if that is given,
-    so many instructions of doubles are done. The innermost such; of several beside each other, the one that takes the
-    most elements at once. None if there is no such loop."""
+def main_loops(code: list[Instruction], loads: int, stores: int, doubles: int | None = None) -> list[MainLoop]:
+    """The loops in which `loads` and `stores` bytes are moved for each element, by vectors alone, and if that is given,
+    so many instructions of doubles are done; of nested ones the innermost."""
     blocks = Blocks(code)
     found: list[tuple[set[int], MainLoop]] = []
     for head, body in sorted(blocks.loops().items(), key=lambda item: len(item[1])):
@@ -252,4 +251,10 @@ def main_loop(code: list[Instruction], loads: int, stores: int, doubles: int | N
                 continue
             if doubles is None or cost.double == elements * doubles:
                 found.append((body, MainLoop(elements, moved.loaded, moved.stored, cost)))
-    return max((loop for _, loop in found), key=lambda loop: (loop.elements, loop.cost.total), default=None)
+    return [loop for _, loop in found]
+
+
+def main_loop(code: list[Instruction], loads: int, stores: int, doubles: int | None = None) -> MainLoop | None:
+    """Of such loops beside each other the one that takes the most elements at once. None if there is none."""
+    loops = main_loops(code, loads, stores, doubles)
+    return max(loops, key=lambda loop: (loop.elements, loop.cost.total), default=None)

@@ -190,7 +190,7 @@ def test_non_finite_inputs_are_selected_away_or_propagate_as_in_the_reference(
 @pytest.mark.parametrize("activation", OUTPUT_RULES)
 def test_the_output_alone_tells_dropped_from_kept(activation: str, dtype: torch.dtype) -> None:
     """Even where a kept value is zero, or was rounded to it: kept zeros are -0.0 and dropped elements +0.0."""
-    x = torch.tensor([0.0, -0.0, -1e30, 1e-30, -1e-30, 1e-7, -1e-7, 2.0] * 64, dtype=torch.float64).to(dtype)
+    x = torch.tensor([0.0, -0.0, -1e30, 1e-30, -1e-30, 1e-21, 1e-7, -1e-7, 2.0] * 64, dtype=torch.float64).to(dtype)
     keep = rng.keep_mask(STATE, 32768, x.shape)
     y = OPS.act_dropout(x, None, None, STATE, 32768, activation)
     assert torch.equal((y != 0) | y.signbit(), keep)

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from fusedtrain import rules
 from fusedtrain.backends import triton_act_checks as checks
-from fusedtrain.backends.triton_cast import rounded, widened
 from fusedtrain.backends.triton_chunks import (
     CHUNK,
     ROWS,
     SPAN,
-    TILE,
     columns_of,
+    counted,
+    ends_of,
     is_aligned,
-    last_place_of,
     load_one,
     load_whole,
+    mask_of,
     places_of,
     span_of,
     spread,
@@ -65,10 +65,9 @@ def forward(z, b, r, kept, scale, Y: tl.constexpr, FWD: tl.constexpr, MARK: tl.c
         z = z + b
     v = FWD(z, COARSE)
     if kept is not None:
+        v = selected(v, kept, scale)
         if MARK:
-            v = tl.where(kept, mark_zeros(widened(rounded(v * scale, Y), v.dtype)), 0.0)
-        else:
-            v = selected(v, kept, scale)
+            v = mark_zeros(v, kept, Y)
     if r is not None:
         v = v + r
     return v
@@ -100,30 +99,31 @@ def act_dropout_kernel(
     drop = read_drop(rng_state, threshold)
     scale = kept_scale(threshold, T)
     b = load_bias(bias, column, width, inside, T)
-    place, last = places_of(column, row), last_place_of(tile, row)
+    place = places_of(column, row)
     chunks = tl.cdiv(numel, CHUNK)
-    end, whole_end = chunks - tile * TILE, whole - last
+    full_end, whole_end, end = ends_of(tile, row, chunks, whole)
     first = strip * ROWS * row
-    while first < end:
-        chunk = first + place
-        if first < whole_end:
-            start, mask = chunk * CHUNK, inside & (chunk < chunks)
-            z = load_whole(x, start, mask, T)
-            r = load_whole(residual, start, mask, T)
-            v = forward(z, b, r, keep(drop, chunk), scale, Y, FWD, MARK, COARSE)
-            store_whole(y, start, mask, v)
-        else:
-            bits = keep_bits(drop, chunk)
-            k = first * 0
-            while k < tl.minimum(numel - first * CHUNK, CHUNK):
-                i = span_of(chunk * CHUNK, k)
-                one = inside[:, None] & (i < numel)
-                z = load_one(x, i, one, T)
-                r = load_one(residual, i, one, T)
-                b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
-                store_one(y, i, one, forward(z, b_one, r, kept_span(bits, k), scale, Y, FWD, MARK, COARSE))
-                k += SPAN
-        first += strips * ROWS * row
+    for REST in tl.static_range(2):
+        while first < (end if REST else full_end):
+            chunk = first + place
+            if (first < whole_end) if REST else True:
+                start, mask = chunk * CHUNK, mask_of(inside, chunk, chunks, REST)
+                z = load_whole(x, start, mask, T)
+                r = load_whole(residual, start, mask, T)
+                v = forward(z, b, r, keep(drop, chunk), scale, Y, FWD, MARK, COARSE)
+                store_whole(y, start, mask, v)
+            else:
+                bits = keep_bits(drop, chunk)
+                k = first * 0
+                while k < tl.minimum(numel - first * CHUNK, CHUNK):
+                    i = span_of(chunk * CHUNK, k)
+                    one = inside[:, None] & (i < numel)
+                    z = load_one(x, i, one, T)
+                    r = load_one(residual, i, one, T)
+                    b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
+                    store_one(y, i, one, forward(z, b_one, r, kept_span(bits, k), scale, Y, FWD, MARK, COARSE))
+                    k += SPAN
+            first += strips * ROWS * row
 
 
 @triton.jit
@@ -175,36 +175,38 @@ def act_dropout_grad_kernel(
     drop = read_drop(rng_state, threshold)
     scale = kept_scale(threshold, T)
     b = load_bias(bias, column, width, inside, T)
-    place, last = places_of(column, row), last_place_of(tile, row)
+    place = places_of(column, row)
     chunks = tl.cdiv(numel, CHUNK)
-    end, whole_end = chunks - tile * TILE, whole - last
+    full_end, whole_end, end = ends_of(tile, row, chunks, whole)
     sum = tl.zeros([place.shape[0], CHUNK], T)
     first = strip * ROWS * row
-    while first < end:
-        chunk = first + place
-        if first < whole_end:
-            start, mask = chunk * CHUNK, inside & (chunk < chunks)
-            d = load_whole(dy, start, mask, T)
-            s = load_whole(saved, start, mask, T)
-            v = backward(d, s, b, keep(drop, chunk), threshold, scale, GRAD, FROM_OUTPUT, COARSE)
-            store_whole(dx, start, mask, v)
-            if dbias is not None:
-                sum += v
-        else:
-            bits = keep_bits(drop, chunk)
-            k = first * 0
-            while k < tl.minimum(numel - first * CHUNK, CHUNK):
-                i = span_of(chunk * CHUNK, k)
-                one = inside[:, None] & (i < numel)
-                d_one = load_one(dy, i, one, T)
-                s_one = load_one(saved, i, one, T)
-                b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
-                v_one = backward(d_one, s_one, b_one, kept_span(bits, k), threshold, scale, GRAD, FROM_OUTPUT, COARSE)
-                store_one(dx, i, one, v_one)
+    for REST in tl.static_range(2):
+        while first < (end if REST else full_end):
+            chunk = first + place
+            if (first < whole_end) if REST else True:
+                start, mask = chunk * CHUNK, mask_of(inside, chunk, chunks, REST)
+                d = load_whole(dy, start, mask, T)
+                s = load_whole(saved, start, mask, T)
+                v = backward(d, s, b, keep(drop, chunk), threshold, scale, GRAD, FROM_OUTPUT, COARSE)
+                store_whole(dx, start, mask, v)
                 if dbias is not None:
-                    sum += spread(v_one, k)
-                k += SPAN
-        first += strips * ROWS * row
+                    sum += counted(v, mask, REST)
+            else:
+                bits = keep_bits(drop, chunk)
+                k = first * 0
+                while k < tl.minimum(numel - first * CHUNK, CHUNK):
+                    i = span_of(chunk * CHUNK, k)
+                    one = inside[:, None] & (i < numel)
+                    d_one = load_one(dy, i, one, T)
+                    s_one = load_one(saved, i, one, T)
+                    b_one = load_one(bias, span_of(column * CHUNK, k) % width, one, T)
+                    kept = kept_span(bits, k)
+                    v_one = backward(d_one, s_one, b_one, kept, threshold, scale, GRAD, FROM_OUTPUT, COARSE)
+                    store_one(dx, i, one, v_one)
+                    if dbias is not None:
+                        sum += spread(v_one, k)
+                    k += SPAN
+            first += strips * ROWS * row
     if dbias is not None:
         finish_sums((sum,), partials, totals, tickets, dbias, tile, strip, strips, row, width)
 

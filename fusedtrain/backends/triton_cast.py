@@ -1,4 +1,7 @@
-"""Between the dtypes of memory and of arithmetic, in Triton: exact one way, rounded to nearest the other."""
+"""Between the dtypes of memory and of arithmetic, in Triton: exact one way, rounded to nearest the other.
+
+The interpreter would cut off the bits that bfloat16 lacks, and errs in its subnormal numbers: there it is done by bits.
+"""
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
@@ -6,8 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-"""The interpreter cuts off the bits that bfloat16 lacks, and errs in its subnormal numbers."""
+from fusedtrain.backends.triton_target import INTERPRETED
 
 
 @triton.jit

@@ -79,9 +79,13 @@ def unscale(y, threshold):
 
 
 @triton.jit
-def mark_zeros(y):
-    """Makes zeros -0.0. By a product: Triton takes a constant -0.0, and the opposite of 0.0, for 0.0."""
-    return tl.where(y == 0, tl.abs(y) * -1.0, y)
+def mark_zeros(v, kept, Y: tl.constexpr):
+    """Makes what is kept and becomes zero in dtype Y -0.0 there. By a product: Triton takes a constant -0.0, and the
+    opposite of 0.0, for 0.0."""
+    # The largest magnitude that is rounded to zero: 2^-134, which Triton takes for a double, or 2^-25.
+    BITS: tl.constexpr = 0x8000 if tl.bfloat16 == Y else 0x33000000 if tl.float16 == Y else 0
+    rounds_to_zero = tl.full([], BITS, tl.int32).to(tl.float32, bitcast=True)
+    return tl.where(kept & (tl.abs(v) <= rounds_to_zero), tl.abs(v) * -1.0, v)
 
 
 @triton.jit

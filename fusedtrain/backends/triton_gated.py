@@ -16,12 +16,13 @@ from fusedtrain.backends.triton_chunks import (
     CHUNK,
     ROWS,
     SPAN,
-    TILE,
     columns_of,
+    counted,
+    ends_of,
     is_aligned,
-    last_place_of,
     load_one,
     load_whole,
+    mask_of,
     places_of,
     span_of,
     spread,
@@ -85,28 +86,29 @@ def gated_act_dropout_kernel(
     up_b = load_bias(up_bias, column, width, inside, T)
     # In x, the rows before an element have twice as many.
     start_column = column * CHUNK % width
-    place, last = places_of(column, row), last_place_of(tile, row)
+    place = places_of(column, row)
     chunks = tl.cdiv(numel, CHUNK)
-    end, whole_end = chunks - tile * TILE, whole - last
+    full_end, whole_end, end = ends_of(tile, row, chunks, whole)
     first = strip * ROWS * row
-    while first < end:
-        chunk = first + place
-        if first < whole_end:
-            start, mask = chunk * (2 * CHUNK) - start_column, inside & (chunk < chunks)
-            gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)
-            v = forward(plus(gate, gate_b), plus(up, up_b), keep(drop, chunk), scale, FWD, COARSE)
-            store_whole(y, chunk * CHUNK, mask, v)
-        else:
-            bits = keep_bits(drop, chunk)
-            k = first * 0
-            while k < tl.minimum(numel - first * CHUNK, CHUNK):
-                i, c = span_of(chunk * CHUNK, k), span_of(column * CHUNK, k) % width
-                one = inside[:, None] & (i < numel)
-                gate_one = plus(load_one(x, 2 * i - c, one, T), load_one(bias, c, one, T))
-                up_one = plus(load_one(x + width, 2 * i - c, one, T), load_one(up_bias, c, one, T))
-                store_one(y, i, one, forward(gate_one, up_one, kept_span(bits, k), scale, FWD, COARSE))
-                k += SPAN
-        first += strips * ROWS * row
+    for REST in tl.static_range(2):
+        while first < (end if REST else full_end):
+            chunk = first + place
+            if (first < whole_end) if REST else True:
+                start, mask = chunk * (2 * CHUNK) - start_column, mask_of(inside, chunk, chunks, REST)
+                gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)
+                v = forward(plus(gate, gate_b), plus(up, up_b), keep(drop, chunk), scale, FWD, COARSE)
+                store_whole(y, chunk * CHUNK, mask, v)
+            else:
+                bits = keep_bits(drop, chunk)
+                k = first * 0
+                while k < tl.minimum(numel - first * CHUNK, CHUNK):
+                    i, c = span_of(chunk * CHUNK, k), span_of(column * CHUNK, k) % width
+                    one = inside[:, None] & (i < numel)
+                    gate_one = plus(load_one(x, 2 * i - c, one, T), load_one(bias, c, one, T))
+                    up_one = plus(load_one(x + width, 2 * i - c, one, T), load_one(up_bias, c, one, T))
+                    store_one(y, i, one, forward(gate_one, up_one, kept_span(bits, k), scale, FWD, COARSE))
+                    k += SPAN
+            first += strips * ROWS * row
 
 
 @triton.jit
@@ -153,41 +155,44 @@ def gated_act_dropout_grad_kernel(
     gate_b = load_bias(bias, column, width, inside, T)
     up_b = load_bias(up_bias, column, width, inside, T)
     start_column = column * CHUNK % width
-    place, last = places_of(column, row), last_place_of(tile, row)
+    place = places_of(column, row)
     chunks = tl.cdiv(numel, CHUNK)
-    end, whole_end = chunks - tile * TILE, whole - last
+    full_end, whole_end, end = ends_of(tile, row, chunks, whole)
     gate_sum = tl.zeros([place.shape[0], CHUNK], T)
     up_sum = tl.zeros([place.shape[0], CHUNK], T)
     first = strip * ROWS * row
-    while first < end:
-        chunk = first + place
-        if first < whole_end:
-            start, mask = chunk * (2 * CHUNK) - start_column, inside & (chunk < chunks)
-            d = load_whole(dy, chunk * CHUNK, mask, T)
-            gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)
-            d_gate, d_up = backward(d, plus(gate, gate_b), plus(up, up_b), keep(drop, chunk), scale, FWD, GRAD, COARSE)
-            store_whole(dx, start, mask, d_gate)
-            store_whole(dx + width, start, mask, d_up)
-            if dbias is not None:
-                gate_sum += d_gate
-                up_sum += d_up
-        else:
-            bits = keep_bits(drop, chunk)
-            k = first * 0
-            while k < tl.minimum(numel - first * CHUNK, CHUNK):
-                i, c = span_of(chunk * CHUNK, k), span_of(column * CHUNK, k) % width
-                one = inside[:, None] & (i < numel)
-                d_one = load_one(dy, i, one, T)
-                gate_one = plus(load_one(x, 2 * i - c, one, T), load_one(bias, c, one, T))
-                up_one = plus(load_one(x + width, 2 * i - c, one, T), load_one(up_bias, c, one, T))
-                d_gate_one, d_up_one = backward(d_one, gate_one, up_one, kept_span(bits, k), scale, FWD, GRAD, COARSE)
-                store_one(dx, 2 * i - c, one, d_gate_one)
-                store_one(dx + width, 2 * i - c, one, d_up_one)
+    for REST in tl.static_range(2):
+        while first < (end if REST else full_end):
+            chunk = first + place
+            if (first < whole_end) if REST else True:
+                start, mask = chunk * (2 * CHUNK) - start_column, mask_of(inside, chunk, chunks, REST)
+                d = load_whole(dy, chunk * CHUNK, mask, T)
+                gate, up = load_whole(x, start, mask, T), load_whole(x + width, start, mask, T)
+                kept = keep(drop, chunk)
+                d_gate, d_up = backward(d, plus(gate, gate_b), plus(up, up_b), kept, scale, FWD, GRAD, COARSE)
+                store_whole(dx, start, mask, d_gate)
+                store_whole(dx + width, start, mask, d_up)
                 if dbias is not None:
-                    gate_sum += spread(d_gate_one, k)
-                    up_sum += spread(d_up_one, k)
-                k += SPAN
-        first += strips * ROWS * row
+                    gate_sum += counted(d_gate, mask, REST)
+                    up_sum += counted(d_up, mask, REST)
+            else:
+                bits = keep_bits(drop, chunk)
+                k = first * 0
+                while k < tl.minimum(numel - first * CHUNK, CHUNK):
+                    i, c = span_of(chunk * CHUNK, k), span_of(column * CHUNK, k) % width
+                    one = inside[:, None] & (i < numel)
+                    d_one = load_one(dy, i, one, T)
+                    gate_one = plus(load_one(x, 2 * i - c, one, T), load_one(bias, c, one, T))
+                    up_one = plus(load_one(x + width, 2 * i - c, one, T), load_one(up_bias, c, one, T))
+                    kept = kept_span(bits, k)
+                    d_gate_one, d_up_one = backward(d_one, gate_one, up_one, kept, scale, FWD, GRAD, COARSE)
+                    store_one(dx, 2 * i - c, one, d_gate_one)
+                    store_one(dx + width, 2 * i - c, one, d_up_one)
+                    if dbias is not None:
+                        gate_sum += spread(d_gate_one, k)
+                        up_sum += spread(d_up_one, k)
+                    k += SPAN
+            first += strips * ROWS * row
     if dbias is not None:
         finish_sums((gate_sum, up_sum), partials, totals, tickets, dbias, tile, strip, strips, row, width)
 

@@ -10,15 +10,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fusedtrain.backends.triton_target import INTERPRETED, NVIDIA
+
+
+@triton.jit
+def wide_product(x, FACTOR: tl.constexpr):
+    """The product of 32-bit words, uint64. As one instruction: LLVM makes two of some, at an instruction an element."""
+    if NVIDIA and not INTERPRETED:
+        instruction: tl.constexpr = "mul.wide.u32 $0, $1, $2;"
+        y = tl.inline_asm_elementwise(instruction, "=l,r,r", [x, FACTOR], tl.uint64, is_pure=True, pack=1)
+    else:
+        y = x.to(tl.uint64) * FACTOR
+    return y
+
 
 @triton.jit
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words and two key words, uint32."""
     for _ in tl.static_range(10):
-        # Products of 64 bits: both of their words for one instruction, if LLVM keeps to it. It does while nothing is of
-        # 64 bits but they: so a high word first meets a word of the key, which is no part of a product.
-        product0 = c0.to(tl.uint64) * 0xD2511F53
-        product1 = c2.to(tl.uint64) * 0xCD9E8D57
+        product0 = wide_product(c0, 0xD2511F53)
+        product1 = wide_product(c2, 0xCD9E8D57)
         c0, c2 = (product1 >> 32).to(tl.uint32) ^ k0 ^ c1, (product0 >> 32).to(tl.uint32) ^ k1 ^ c3
         c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
         k0 = k0 + 0x9E3779B9

@@ -153,7 +153,7 @@ def silu_grad(x, COARSE: tl.constexpr):
 def mish_parts(x, COARSE: tl.constexpr):
     """u, n and d with tanh(softplus(x)) = n / d: with e = exp(x), n = e (e + 2) and d = n + 2, here over u = exp(-|x|),
     which cannot overflow."""
-    u = exp(0.0 - tl.abs(x), COARSE)
+    u = exp(tl.abs(x) * -1.0, COARSE)
     n = tl.where(x < 0, u * (u + 2.0), 1.0 + 2.0 * u)
     return u, n, n + tl.where(x < 0, 2.0, 2.0 * u * u)
 
@@ -186,7 +186,7 @@ def hardswish_grad(x, COARSE: tl.constexpr):
 
 @triton.jit
 def sigmoid_grad(x, COARSE: tl.constexpr):
-    return sigmoid(x, COARSE) * sigmoid(0.0 - x, COARSE)
+    return sigmoid(x, COARSE) * sigmoid(x * -1.0, COARSE)
 
 
 @triton.jit
@@ -214,7 +214,7 @@ def tanh_grad_from_output(a, COARSE: tl.constexpr):
 
 @triton.jit
 def softplus(x, COARSE: tl.constexpr):
-    return tl.where(x > 0, x, 0.0) + log1p_unit(exp(0.0 - tl.abs(x), COARSE), COARSE)
+    return tl.where(x > 0, x, 0.0) + log1p_unit(exp(tl.abs(x) * -1.0, COARSE), COARSE)
 
 
 @triton.jit

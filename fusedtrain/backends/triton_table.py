@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedtrain.backends.triton_target import NVIDIA
+
 # The head: programs that are done, rows, chunks; then what a kernel wants besides, integers or the bits of fp64.
 TICKET = tl.constexpr(0)
 ROWS = tl.constexpr(1)
@@ -225,10 +227,9 @@ class Size(NamedTuple):
 
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch."""
-        nvidia = torch.version.hip is None
         # Said, because from Triton 3.10 on the default is another.
         fusion = {"enable_fp_fusion": True}
-        return {"num_warps": self.warps, **fusion, **({"maxnreg": self.registers} if nvidia else {})}
+        return {"num_warps": self.warps, **fusion, **({"maxnreg": self.registers} if NVIDIA.value else {})}
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -194,7 +194,7 @@ def test_large_and_non_finite_inputs(activation: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("activation", OUTPUT_RULES)
 def test_the_output_alone_tells_dropped_from_kept(activation: str, dtype: torch.dtype) -> None:
     """Even where a kept value is zero, or was rounded to it: kept zeros are -0.0 and dropped elements +0.0."""
-    x = torch.tensor([0.0, -0.0, -1e30, 1e-30, -1e-30, 1e-7, -1e-7, 2.0] * 16, dtype=torch.float64).to(dtype)
+    x = torch.tensor([0.0, -0.0, -1e30, 1e-30, -1e-30, 1e-21, 1e-7, -1e-7, 2.0] * 16, dtype=torch.float64).to(dtype)
     keep = rng.keep_mask(STATE, HALF, x.shape)
     y = call("act_dropout", x, None, None, STATE, HALF, activation)
     assert torch.equal((y != 0) | y.signbit(), keep)
@@ -269,8 +269,9 @@ def test_in_place(layout: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_A21_nothing_beside_a_view_is_touched(dtype: torch.dtype) -> None:
-    for offset, n in ((0, 9), (1, 16), (8, 13), (3, 130)):
-        flat = normal((160,), dtype).to(DEVICE)
+    # 1024 elements are a block of rows that is full.
+    for offset, n in ((0, 9), (1, 16), (8, 13), (3, 130), (0, 1016), (8, 1024), (16, 1032)):
+        flat = normal((1100,), dtype).to(DEVICE)
         before = flat.clone()
         view = flat[offset : offset + n]
         expected = BACKEND.act_dropout(view.clone(), None, None, STATE.to(DEVICE), HALF, "relu")
