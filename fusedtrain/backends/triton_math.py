@@ -5,8 +5,8 @@ They are arithmetic, and so the interpreter and every GPU compute the same. In f
 last place, with the minimax fits of ``csrc/rules/platform.h``. With COARSE, for results that are stored in 16 bits, x
 is fp32 and the fits are those of ``csrc/rules/coarse.h``: within 2^-16, a 32nd of a unit in the last place of half
 precision, but the normal distribution, whose fit goes by the type; exponentials, quotients and roots are then the
-approximations of the hardware, and results below 2^-126 may be flushed to 0, which the interpreter does not. COARSE is
-the number of binary digits of the type of the results, or 0.
+approximations of the hardware, which may flush what is below 2^-126 to 0, as the interpreter does not. COARSE is the
+number of binary digits of the type of the results, or 0.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -46,7 +46,7 @@ def clamp(x, low, high):
 
 @triton.jit
 def coarse_reciprocal(y):
-    """``1 / y`` of fp32, 0 for y beyond 2^126, for which NVIDIA's `/` takes four instructions more."""
+    """``1 / y`` of fp32; for y beyond 2^126 it may be 0. NVIDIA's `/` takes four instructions more, for those."""
     if NVIDIA and not INTERPRETED:
         z = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1)
     else:
@@ -154,7 +154,7 @@ def sigmoids(x, COARSE: tl.constexpr):
     """sigmoid(x) and sigmoid(-x) for the price of one; small results keep their relative accuracy, down to
     2^-126 where they are COARSE, but the second of these: it is for sums with terms of the order of 1."""
     if COARSE:
-        s = coarse_reciprocal(1.0 + exp(x * -1.0, COARSE))
+        s = coarse_reciprocal(1.0 + exp(x * -1.0, COARSE))  # 0.0 - x would be an addition, for the sign of its zero
         t = 1.0 - s
     else:
         e = exp(tl.abs(x) * -1.0, COARSE)

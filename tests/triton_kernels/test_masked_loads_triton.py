@@ -14,8 +14,9 @@ from torch import Tensor
 pytest.importorskip("fusedtrain.backends.triton_act")
 from test_act_triton import DEVICE, call, normal
 
-CASES = [(torch.bfloat16, 18, 72), (torch.float32, 18, 72), (torch.float64, 18, 72), (torch.float16, 5, 136)]
-"""With full blocks of 16 rows and others, and columns that are missing."""
+CASES = [(torch.bfloat16, 18, 120), (torch.float32, 18, 120), (torch.float64, 18, 120), (torch.float16, 5, 136)]
+"""A row of 120 is a chunk short of two tiles, so that a full block of 16 rows lacks columns, too; 136 is taken several
+rows at a time."""
 
 
 def calls(dtype: torch.dtype, rows: int, width: int) -> list[Callable[[], Any]]:
